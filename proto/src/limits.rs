@@ -1,0 +1,79 @@
+//! Every limit of the wire, in one place. A value beyond its limit is refused by name, never cut.
+
+use std::time::Duration;
+
+/// Bytes of a gRPC request or response before its first DATA frame, header section included.
+pub const PREFACE_BYTES: usize = 16 * 1024;
+/// Bytes of one gRPC message.
+pub const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Concurrent bidirectional QUIC streams (calls) of one connection.
+pub const STREAMS: u32 = 8;
+/// A connection without traffic ends after this; both sides send keep-alives well before.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Interval of transport keep-alives.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(25);
+/// A handshake that takes longer is given up.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of one encoded record.
+pub const RECORD_BYTES: usize = 1024 * 1024;
+/// Bytes of the records of one upload frame.
+pub const BATCH_BYTES: usize = 2 * 1024 * 1024;
+/// Records of one upload frame.
+pub const BATCH_RECORDS: usize = 4096;
+/// Bytes of one piece of a run's output.
+pub const OUTPUT_PIECE_BYTES: usize = 64 * 1024;
+
+/// Series one node may report.
+pub const SERIES: usize = 20_000;
+/// Bytes of a series' name and labels together.
+pub const SERIES_BYTES: usize = 4096;
+/// Rows of one inventory section.
+pub const SECTION_ROWS: usize = 50_000;
+/// Bytes of one cell of inventory.
+pub const CELL_BYTES: usize = 16 * 1024;
+
+/// Bytes of a node's name (RFC 1035: a host name has at most 253).
+pub const NAME_BYTES: usize = 253;
+/// Bytes of a label's key and of its value, as Kubernetes limits them.
+pub const LABEL_KEY_BYTES: usize = 253;
+/// See [`LABEL_KEY_BYTES`].
+pub const LABEL_VALUE_BYTES: usize = 63;
+/// Labels of one node.
+pub const LABELS: usize = 64;
+
+/// Targets of one job.
+pub const JOB_TARGETS: usize = 100_000;
+/// Bytes of a job's signed payload.
+pub const JOB_BYTES: usize = 1024 * 1024;
+/// Arguments and environment variables of a command, each.
+pub const JOB_ARGS: usize = 4096;
+/// Output kept of one run unless the job says otherwise, stdout and stderr together.
+pub const RUN_OUTPUT_BYTES: u64 = 64 * 1024 * 1024;
+/// The most output a job may ask to be kept of one run.
+pub const RUN_OUTPUT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Jobs one agent runs or holds at the same time.
+pub const CONCURRENT_RUNS: u32 = 16;
+
+/// Bytes of an encoded certificate signing request.
+pub const CSR_BYTES: usize = 4096;
+/// Bytes of an encoded token.
+pub const TOKEN_BYTES: usize = 8192;
+/// Certificates of a presented chain.
+pub const CHAIN_CERTIFICATES: usize = 4;
+/// Signatures of one envelope.
+pub const SIGNATURES: usize = 16;
+
+/// Bytes of one SQL statement.
+pub const SQL_BYTES: usize = 64 * 1024;
+
+/// Life of an agent's and a collector's certificate.
+pub const LEAF_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Life of an operator's certificate.
+pub const OPERATOR_LIFE: Duration = Duration::from_secs(8 * 3600);
+/// An expired agent may renew with its old key for this long.
+pub const RENEW_EXPIRED: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Life of a policy's freshness statement.
+pub const FRESHNESS_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Certificates are dated back by this much, for clocks that run behind.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
