@@ -9,6 +9,7 @@
 pub mod ids;
 pub mod inventory;
 pub mod limits;
+pub mod selector;
 pub mod time;
 
 /// `nexus.agent.v1`: sessions, records, signed documents.
