@@ -1,0 +1,7 @@
+//! The on-host agent: samples the machine, keeps what it saw in a spool until a collector has
+//! committed it, and runs the signed jobs that admission lets through.
+//!
+//! Modules stand in the order of the two pipelines. Data: `sample` and `inventory` → `spool` →
+//! `session`. Jobs: `session` → `admit` → `ledger` → `exec` → `spool` again. `identity` is who the
+//! agent is, `agent` is the one file that sees them all.
+
