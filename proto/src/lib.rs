@@ -9,6 +9,8 @@
 pub mod ids;
 pub mod inventory;
 pub mod limits;
+pub mod metrics;
+pub mod record;
 pub mod selector;
 pub mod time;
 

@@ -30,6 +30,8 @@ pub const SERIES: usize = 20_000;
 pub const SERIES_BYTES: usize = 4096;
 /// Rows of one inventory section.
 pub const SECTION_ROWS: usize = 50_000;
+/// Bytes of a reason, an error or an event's message in a record.
+pub const REASON_BYTES: usize = 4096;
 /// Bytes of one cell of inventory.
 pub const CELL_BYTES: usize = 16 * 1024;
 
