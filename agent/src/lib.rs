@@ -4,3 +4,5 @@
 //! Modules stand in the order of the two pipelines. Data: `sample` and `inventory` → `spool` →
 //! `session`. Jobs: `session` → `admit` → `ledger` → `exec` → `spool` again. `identity` is who the
 //! agent is, `agent` is the one file that sees them all.
+
+pub mod sample;
