@@ -5,4 +5,5 @@
 //! `session`. Jobs: `session` → `admit` → `ledger` → `exec` → `spool` again. `identity` is who the
 //! agent is, `agent` is the one file that sees them all.
 
+pub mod inventory;
 pub mod sample;

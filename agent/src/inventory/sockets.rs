@@ -1,0 +1,177 @@
+//! `sockets`: what listens, and who.
+//!
+//! The kernel's tables name a socket's inode; whose it is shows only in the descriptors of processes,
+//! which are looked through when the listening sockets changed, and only as far as we may and within bounds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use nexus_proto::record::Row;
+
+use super::{
+    InventoryConfig, InventoryError,
+    files::{Sign, names, read, read_line},
+    worker::Source,
+};
+
+pub(super) const SOURCE: Source = Source {
+    kind: "sockets",
+    reread_after: None,
+    sign: |config: &InventoryConfig, sign: &mut Sign| match listening(config) {
+        Ok(sockets) => sign.text(&format!("{sockets:?}")),
+        Err(_) => sign.text("\0"),
+    },
+    collect,
+};
+
+/// Descriptors looked at, at most, to find who holds a socket.
+const DESCRIPTORS: usize = 100_000;
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Listening {
+    protocol: &'static str,
+    address: String,
+    port: u16,
+    uid: u32,
+    inode: u64,
+}
+
+fn collect(config: &InventoryConfig) -> Result<Vec<Row>, InventoryError> {
+    let sockets = listening(config)?;
+    let holders = holders(config, sockets.iter().map(|socket| socket.inode).collect());
+    let row = |socket: Listening| {
+        Row(vec![
+            socket.protocol.into(),
+            socket.address.into(),
+            u32::from(socket.port).into(),
+            socket.uid.into(),
+            holders.get(&socket.inode).map(String::as_str).into(),
+        ])
+    };
+    Ok(sockets.into_iter().map(row).collect())
+}
+
+fn listening(config: &InventoryConfig) -> Result<BTreeSet<Listening>, InventoryError> {
+    let mut sockets = BTreeSet::new();
+    for protocol in ["tcp", "udp", "tcp6", "udp6"] {
+        let path = config.procfs.join("net").join(protocol);
+        // Without IPv6 its tables are missing.
+        if protocol.ends_with('6') && !path.exists() {
+            continue;
+        }
+        let text = read(&path)?;
+        sockets.extend(
+            text.lines()
+                .skip(1)
+                .filter_map(|line| parse(protocol, line)),
+        );
+    }
+    Ok(sockets)
+}
+
+/// `sl local remote state queues timer retransmits uid timeout inode …`, numbers in hexadecimal.
+fn parse(protocol: &'static str, line: &str) -> Option<Listening> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
+    // TCP_LISTEN; a UDP socket listens when it is TCP_CLOSE, which is: not connected.
+    let wanted = if protocol.starts_with("tcp") {
+        "0A"
+    } else {
+        "07"
+    };
+    if state != wanted || !remote.ends_with(":0000") {
+        return None;
+    }
+    let (address, port) = local.rsplit_once(':')?;
+    Some(Listening {
+        protocol,
+        address: parse_address(address)?,
+        port: u16::from_str_radix(port, 16).ok()?,
+        uid: fields.nth(3)?.parse().ok()?,
+        inode: fields.nth(1)?.parse().ok()?,
+    })
+}
+
+/// Words of four bytes, each printed as a number of the host's byte order.
+fn parse_address(text: &str) -> Option<String> {
+    let word = |text: &[u8]| {
+        let number = u32::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()?;
+        Some(number.to_ne_bytes())
+    };
+    let words: Vec<[u8; 4]> = text.as_bytes().chunks(8).map(word).collect::<Option<_>>()?;
+    match words.as_slice() {
+        [word] => Some(Ipv4Addr::from(*word).to_string()),
+        words => {
+            let bytes: [u8; 16] = words.as_flattened().try_into().ok()?;
+            Some(Ipv6Addr::from(bytes).to_string())
+        }
+    }
+}
+
+/// Command names by inode. Of several processes that hold a socket the oldest is named.
+fn holders(config: &InventoryConfig, mut wanted: BTreeSet<u64>) -> BTreeMap<u64, String> {
+    let mut holders = BTreeMap::new();
+    // 0 is the inode of a socket that nobody holds any more.
+    wanted.remove(&0);
+    let mut processes: Vec<u32> = names(&config.procfs)
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .collect();
+    processes.sort_unstable();
+    let mut budget = DESCRIPTORS;
+    for process in processes {
+        if wanted.is_empty() || budget == 0 {
+            break;
+        }
+        let folder = config.procfs.join(process.to_string());
+        let Ok(descriptors) = fs::read_dir(folder.join("fd")) else {
+            continue;
+        };
+        for descriptor in descriptors.flatten() {
+            budget = budget.saturating_sub(1);
+            let target = fs::read_link(descriptor.path()).ok();
+            let inode = target.as_ref().and_then(|target| {
+                target
+                    .to_str()?
+                    .strip_prefix("socket:[")?
+                    .strip_suffix(']')?
+                    .parse()
+                    .ok()
+            });
+            if let Some(inode) = inode.filter(|inode| wanted.remove(inode))
+                && let Some(name) = read_line(&folder.join("comm"))
+            {
+                holders.insert(inode, name);
+            }
+        }
+    }
+    holders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn reads_the_kernels_tables() {
+        let tcp = "   0: 0100007F:1D24 00000000:0000 0A 00000000:00000000 00:00000000 00000000   106        0 12345 1 0";
+        let socket = parse("tcp", tcp).unwrap();
+        assert_eq!(
+            (
+                socket.address.as_str(),
+                socket.port,
+                socket.uid,
+                socket.inode
+            ),
+            ("127.0.0.1", 7460, 106, 12_345)
+        );
+        let v6 = "   1: B80D0120000000000000000001000000:0016 00000000000000000000000000000000:0000 07 0:0 0:0 0 0 0 7 1";
+        assert_eq!(parse("udp6", v6).unwrap().address, "2001:db8::1");
+        assert!(parse("tcp", &tcp.replace(" 0A ", " 01 ")).is_none());
+        assert!(parse("udp", "nonsense").is_none());
+    }
+}
