@@ -8,6 +8,7 @@
 
 pub mod ids;
 pub mod inventory;
+pub mod job;
 pub mod limits;
 pub mod metrics;
 pub mod record;

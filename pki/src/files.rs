@@ -1,0 +1,180 @@
+//! Files that hold keys: written whole or not at all, readable by their owner alone.
+//!
+//! A file is made under a temporary name with mode 0600, synced, renamed over its name, and the folder
+//! is synced. A key that others may read is refused on loading, since it must count as known to them.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+/// The largest file of this crate: a key and a chain take a few KiB.
+const FILE_BYTES: u64 = 1024 * 1024;
+
+/// A file or folder of keys that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Others than the owner may read a key.
+    #[error("{} has mode {mode:04o}: others can read the key; make a new one, or chmod 600 if nobody did", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Larger than any file of ours.
+    #[error("{} is larger than {FILE_BYTES} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl FileError {
+    /// Whether the file simply does not exist.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Makes a folder, and the ones above it, with mode 0700; an existing one is left as it is.
+pub fn create_folder(dir: &Path) -> Result<(), FileError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(fail("make the folder", dir))
+}
+
+/// Replaces `dir/name` by `bytes` with mode 0600; after a crash either the old or the new file is there.
+pub fn write_private(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!(".{name}.new"));
+    // One left by a crash; `create_new` below then also refuses links placed there.
+    match fs::remove_file(&temporary) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fail("remove", &temporary)(error)),
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(fail("create", &temporary))?;
+    file.write_all(bytes).map_err(fail("write", &temporary))?;
+    file.sync_all().map_err(fail("sync", &temporary))?;
+    fs::rename(&temporary, &path).map_err(fail("rename to", &path))?;
+    File::open(dir)
+        .and_then(|folder| folder.sync_all())
+        .map_err(fail("sync the folder", dir))
+}
+
+/// Reads a file with a key in it.
+pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
+    let file = File::open(path).map_err(fail("open", path))?;
+    let mode = file.metadata().map_err(fail("examine", path))?.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(FileError::Exposed {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    read_all(file, path)
+}
+
+/// Reads a file without secrets.
+pub fn read_public(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_all(File::open(path).map_err(fail("open", path))?, path)
+}
+
+fn read_all(file: File, path: &Path) -> Result<Vec<u8>, FileError> {
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(fail("read", path))?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > FILE_BYTES) {
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn writes_whole_files_for_the_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".key.new"), "left by a crash").unwrap();
+        write_private(dir.path(), "key", b"one").unwrap();
+        write_private(dir.path(), "key", b"two").unwrap();
+        let path = dir.path().join("key");
+        assert_eq!(read_private(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn refuses_a_key_that_others_can_read() {
+        let dir = tempfile::tempdir().unwrap();
+        write_private(dir.path(), "key", b"one").unwrap();
+        let path = dir.path().join("key");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(
+            read_private(&path),
+            Err(FileError::Exposed { mode: 0o640, .. })
+        ));
+        assert!(
+            read_private(&dir.path().join("none"))
+                .unwrap_err()
+                .is_missing()
+        );
+    }
+
+    #[test]
+    fn a_link_at_the_temporary_name_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "mine").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join(".key.new")).unwrap();
+        write_private(dir.path(), "key", b"secret").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
+    }
+
+    #[test]
+    fn folders_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b");
+        create_folder(&deep).unwrap();
+        create_folder(&deep).unwrap();
+        assert_eq!(fs::metadata(&deep).unwrap().mode() & 0o7777, 0o700);
+    }
+}
