@@ -14,6 +14,7 @@ mod files;
 mod hardware;
 mod interfaces;
 mod mounts;
+mod netlink;
 mod os;
 mod packages;
 mod sockets;
@@ -91,9 +92,15 @@ pub enum InventoryError {
         /// Why.
         reason: &'static str,
     },
-    /// The kernel does not tell the interfaces' addresses.
-    #[error("cannot ask the kernel for addresses")]
-    Netlink(#[source] io::Error),
+    /// The kernel does not tell by netlink.
+    #[error("cannot ask the kernel for {what}")]
+    Netlink {
+        /// What it was asked for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// More than one section may hold.
     #[error("{what} {size}, more than {limit}")]
     TooLarge {

@@ -9,6 +9,7 @@
 
 mod decode;
 mod encode;
+mod pool;
 mod scale;
 
 use std::{fmt, sync::Arc};
@@ -17,6 +18,7 @@ use crate::{agent::v1 as wire, limits};
 
 pub use decode::Decoder;
 pub use encode::Encoder;
+pub use pool::KeyPool;
 
 /// The identity of a series: a metric's name with its labels.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

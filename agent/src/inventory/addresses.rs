@@ -2,23 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
-    io,
     net::{Ipv4Addr, Ipv6Addr},
-    time::Duration,
 };
 
 use nexus_proto::record::Row;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType,
-    netlink::SocketAddrNetlink,
-    recv, sendto, socket_with,
-    sockopt::{Timeout, set_socket_timeout},
-};
 
 use super::{
     InventoryConfig, InventoryError,
     files::{Sign, names, read_line},
+    netlink,
     worker::Source,
 };
 
@@ -26,12 +18,7 @@ pub(super) const SOURCE: Source = Source {
     kind: "addresses",
     reread_after: None,
     sign: |config: &InventoryConfig, sign: &mut Sign| match rows(config) {
-        Ok(rows) => {
-            let mut text = String::new();
-            // Writing to a String cannot fail.
-            write!(text, "{rows:?}").ok();
-            sign.text(&text);
-        }
+        Ok(rows) => sign.text(&format!("{rows:?}")),
         Err(_) => sign.text("\0"),
     },
     collect: rows,
@@ -39,10 +26,6 @@ pub(super) const SOURCE: Source = Source {
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const AF_INET: u8 = 2;
@@ -59,7 +42,17 @@ fn rows(config: &InventoryConfig) -> Result<Vec<Row>, InventoryError> {
             Some((index, name))
         })
         .collect();
-    let addresses = dump().map_err(InventoryError::Netlink)?;
+    let mut addresses = Vec::new();
+    // An ifaddrmsg of no family in particular.
+    netlink::dump(None, RTM_GETADDR, &[0; 8], |kind, message| {
+        if kind == RTM_NEWADDR {
+            addresses.extend(parse_address(message));
+        }
+    })
+    .map_err(|source| InventoryError::Netlink {
+        what: "addresses",
+        source,
+    })?;
     let row = |address: Address| {
         Some(Row(vec![
             interfaces.get(&address.index)?.as_str().into(),
@@ -76,77 +69,6 @@ struct Address {
     family: &'static str,
     address: String,
     prefix_length: u32,
-}
-
-fn dump() -> io::Result<Vec<Address>> {
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        None, // NETLINK_ROUTE
-    )?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(5)))?;
-    // nlmsghdr (length, type, flags, sequence, port), then ifaddrmsg of no family: 16 + 8 bytes.
-    let mut request = Vec::with_capacity(24);
-    request.extend_from_slice(&24_u32.to_ne_bytes());
-    request.extend_from_slice(&RTM_GETADDR.to_ne_bytes());
-    request.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    request.extend_from_slice(&[0; 16]);
-    sendto(
-        &socket,
-        &request,
-        SendFlags::empty(),
-        &SocketAddrNetlink::new(0, 0),
-    )?;
-
-    let mut addresses = Vec::new();
-    let mut buffer = vec![0; 32 * 1024];
-    loop {
-        let (_, length) = recv(&socket, buffer.as_mut_slice(), RecvFlags::TRUNC)?;
-        let messages = buffer
-            .get(..length)
-            .ok_or_else(|| io::Error::other("a message too long"))?;
-        if parse_messages(messages, &mut addresses)? {
-            return Ok(addresses);
-        }
-    }
-}
-
-/// Whether these messages were the last.
-fn parse_messages(mut messages: &[u8], addresses: &mut Vec<Address>) -> io::Result<bool> {
-    while let Some((kind, payload, rest)) = next_message(messages) {
-        match kind {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let code = payload
-                    .first_chunk::<4>()
-                    .map_or(0, |code| i32::from_ne_bytes(*code));
-                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-            }
-            RTM_NEWADDR => addresses.extend(parse_address(payload)),
-            _ => {}
-        }
-        messages = rest;
-    }
-    if messages.is_empty() {
-        Ok(false)
-    } else {
-        Err(io::Error::other("a message cut short"))
-    }
-}
-
-/// Type, payload and what follows.
-fn next_message(messages: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = usize::try_from(u32::from_ne_bytes(*messages.first_chunk()?)).ok()?;
-    let kind = u16::from_ne_bytes(*messages.get(4..)?.first_chunk()?);
-    let payload = messages.get(16..length)?;
-    Some((
-        kind,
-        payload,
-        messages
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default(),
-    ))
 }
 
 fn parse_address(message: &[u8]) -> Option<Address> {
@@ -200,9 +122,7 @@ mod tests {
         let mut bytes: Vec<u8> = (0..=255).collect();
         for _ in 0..256 {
             bytes.rotate_left(1);
-            let _result = parse_messages(&bytes, &mut Vec::new());
             let _address = parse_address(&bytes);
         }
-        assert!(parse_messages(&[], &mut Vec::new()).is_ok_and(|last| !last));
     }
 }

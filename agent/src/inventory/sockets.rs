@@ -1,6 +1,8 @@
 //! `sockets`: what listens, and who.
 //!
-//! The kernel's tables name a socket's inode; whose it is shows only in the descriptors of processes,
+//! The kernel is asked by sock_diag(7) for the sockets that listen alone: the text in `/proc/net` lists
+//! every connection, and costs milliseconds even when there are none. It is read where the kernel
+//! lacks the other way. Either names a socket's inode; whose it is shows only in the descriptors of processes,
 //! which are looked through when the listening sockets changed, and only as far as we may and within bounds.
 
 use std::{
@@ -10,10 +12,12 @@ use std::{
 };
 
 use nexus_proto::record::Row;
+use rustix::net::netlink::SOCK_DIAG;
 
 use super::{
     InventoryConfig, InventoryError,
     files::{Sign, names, read, read_line},
+    netlink,
     worker::Source,
 };
 
@@ -54,14 +58,83 @@ fn collect(config: &InventoryConfig) -> Result<Vec<Row>, InventoryError> {
     Ok(sockets.into_iter().map(row).collect())
 }
 
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// Address family, protocol number, name.
+const TABLES: [(u8, u8, &str); 4] = [
+    (2, 6, "tcp"),
+    (2, 17, "udp"),
+    (10, 6, "tcp6"),
+    (10, 17, "udp6"),
+];
+const TCP_CLOSE: u8 = 7;
+const TCP_LISTEN: u8 = 10;
+
+/// A UDP socket listens when it is in TCP's state `CLOSE`, which is: not connected.
+fn listening_state(protocol: &str) -> u8 {
+    if protocol.starts_with("tcp") {
+        TCP_LISTEN
+    } else {
+        TCP_CLOSE
+    }
+}
+
 fn listening(config: &InventoryConfig) -> Result<BTreeSet<Listening>, InventoryError> {
     let mut sockets = BTreeSet::new();
-    for protocol in ["tcp", "udp", "tcp6", "udp6"] {
-        let path = config.procfs.join("net").join(protocol);
-        // Without IPv6 its tables are missing.
-        if protocol.ends_with('6') && !path.exists() {
-            continue;
+    for (family, number, protocol) in TABLES {
+        // inet_diag_req_v2: family, protocol, extensions, padding, states, and no socket in particular.
+        let mut request = vec![family, number, 0, 0];
+        request.extend_from_slice(&(1_u32 << listening_state(protocol)).to_ne_bytes());
+        request.resize(56, 0);
+        let dumped = netlink::dump(
+            Some(SOCK_DIAG),
+            SOCK_DIAG_BY_FAMILY,
+            &request,
+            |_, message| {
+                sockets.extend(parse_diag(protocol, message));
+            },
+        );
+        if dumped.is_err() {
+            read_table(config, protocol, &mut sockets)?;
         }
+    }
+    Ok(sockets)
+}
+
+/// inet_diag_msg: family, state, timer, retransmits; ports and addresses in network order, interface,
+/// cookie; expiry, queues, uid, inode.
+fn parse_diag(protocol: &'static str, message: &[u8]) -> Option<Listening> {
+    let ([family, state, ..], rest) = message.split_first_chunk::<4>()?;
+    let (port, rest) = rest.split_first_chunk::<2>()?;
+    let (remote_port, rest) = rest.split_first_chunk::<2>()?;
+    let (source, rest) = rest.split_first_chunk::<16>()?;
+    let uid = u32::from_ne_bytes(*rest.get(40..)?.first_chunk()?);
+    let inode = u32::from_ne_bytes(*rest.get(44..)?.first_chunk()?);
+    if *state != listening_state(protocol) || *remote_port != [0, 0] {
+        return None;
+    }
+    let address = match *family {
+        2 => Ipv4Addr::from(*source.first_chunk::<4>()?).to_string(),
+        10 => Ipv6Addr::from(*source).to_string(),
+        _ => return None,
+    };
+    let port = u16::from_be_bytes(*port);
+    Some(Listening {
+        protocol,
+        address,
+        port,
+        uid,
+        inode: u64::from(inode),
+    })
+}
+
+fn read_table(
+    config: &InventoryConfig,
+    protocol: &'static str,
+    sockets: &mut BTreeSet<Listening>,
+) -> Result<(), InventoryError> {
+    let path = config.procfs.join("net").join(protocol);
+    // Without IPv6 its tables are missing.
+    if !protocol.ends_with('6') || path.exists() {
         let text = read(&path)?;
         sockets.extend(
             text.lines()
@@ -69,7 +142,7 @@ fn listening(config: &InventoryConfig) -> Result<BTreeSet<Listening>, InventoryE
                 .filter_map(|line| parse(protocol, line)),
         );
     }
-    Ok(sockets)
+    Ok(())
 }
 
 /// `sl local remote state queues timer retransmits uid timeout inode …`, numbers in hexadecimal.
@@ -154,6 +227,25 @@ fn holders(config: &InventoryConfig, mut wanted: BTreeSet<u64>) -> BTreeMap<u64,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_ways_tell_the_same() {
+        let config = InventoryConfig::default();
+        let _socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let both = || {
+            let mut text = BTreeSet::new();
+            for (_, _, protocol) in TABLES {
+                read_table(&config, protocol, &mut text).unwrap();
+            }
+            (listening(&config).unwrap(), text)
+        };
+        // Other programs come and go between the two.
+        while {
+            let (asked, text) = both();
+            asked != text || asked.len() < 2
+        } {}
+    }
 
     #[cfg(target_endian = "little")]
     #[test]

@@ -37,9 +37,11 @@ const RUN_FOLDERS: [&str; 3] = [
 
 fn sign(config: &InventoryConfig, sign: &mut Sign) {
     for folder in FOLDERS.iter().chain(&RUN_FOLDERS) {
+        sign.file(&config.file(folder));
+    }
+    // Links that enable units lie in folders of the unit that wants them.
+    for folder in ["etc/systemd/system", "run/systemd/system"] {
         let folder = config.file(folder);
-        sign.file(&folder);
-        // Links that enable units lie in folders of the unit that wants them.
         for name in names(&folder) {
             if is_dependency_folder(&name) {
                 sign.file(&folder.join(name));

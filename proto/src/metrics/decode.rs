@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use crate::{agent::v1 as wire, limits};
 
-use super::{MetricError, Sample, SeriesKey, SeriesType, Snapshot, scale::Scale};
+use super::{KeyPool, MetricError, Sample, SeriesKey, SeriesType, Snapshot, scale::Scale};
 
 /// Decodes one stream of reports, in the order they were encoded.
 #[derive(Debug, Default)]
@@ -12,6 +12,7 @@ pub struct Decoder {
     /// By id.
     slots: Vec<Option<Slot>>,
     keys: HashSet<Arc<SeriesKey>>,
+    pool: Option<KeyPool>,
     /// Whether the state is that of a whole stream so far.
     in_step: bool,
 }
@@ -30,6 +31,15 @@ impl Decoder {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, with its keys from a pool that many decoders share.
+    #[must_use]
+    pub fn pooled(pool: KeyPool) -> Self {
+        Self {
+            pool: Some(pool),
+            ..Self::default()
+        }
     }
 
     /// The snapshot a report stands for. After an error only a key frame is taken, for the state may
@@ -99,7 +109,10 @@ impl Decoder {
                 .collect(),
         };
         key.check()?;
-        let key = Arc::new(key);
+        let key = match &self.pool {
+            Some(pool) => pool.share(key),
+            None => Arc::new(key),
+        };
         if !self.keys.insert(Arc::clone(&key)) {
             return Err(MetricError::Duplicate(key.to_string()));
         }

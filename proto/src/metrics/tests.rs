@@ -113,6 +113,23 @@ fn counts_a_repeated_series_once() {
 }
 
 #[test]
+fn decoders_of_one_pool_share_keys() {
+    let pool = KeyPool::new();
+    let sent = snapshot(&[("a", &[("b", "c")], 1.0)]);
+    let decode = || {
+        let report = Encoder::new().encode(&sent);
+        let mut samples = Decoder::pooled(pool.clone())
+            .decode(&report)
+            .unwrap()
+            .samples;
+        samples.remove(0).key
+    };
+    let (one, other) = (decode(), decode());
+    assert!(Arc::ptr_eq(&one, &other));
+    assert_eq!(pool.len(), 1);
+}
+
+#[test]
 fn wants_a_key_frame_first_and_after_an_error() {
     let mut encoder = Encoder::new();
     let one = snapshot(&[("a", &[], 1.0)]);
