@@ -111,7 +111,7 @@ pub const SCHEMA: &[Kind] = &[
             text("name", "unit name with its suffix"),
             text(
                 "load_state",
-                "loaded, not-found, masked …; null when systemd does not run",
+                "loaded, not-found, masked …; null when systemd has not loaded it or does not run",
             ),
             text(
                 "active_state",
