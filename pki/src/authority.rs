@@ -420,7 +420,7 @@ pub(crate) fn purpose(role: Role) -> Vec<u8> {
     bytes
 }
 
-fn purposes(role: Role) -> Vec<ExtendedKeyUsagePurpose> {
+pub(crate) fn purposes(role: Role) -> Vec<ExtendedKeyUsagePurpose> {
     let mut purposes = match role {
         Role::Agent | Role::Operator => vec![ExtendedKeyUsagePurpose::ClientAuth],
         Role::Collector => vec![
