@@ -1,13 +1,9 @@
 //! A fleet in a temporary folder, and certificates that no authority of ours would issue.
 
 use nexus_proto::{ids::NodeId, time::Timestamp};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::UnixTime;
 
-use crate::{
-    authority::Authority,
-    csr::{PrivateKey, new_csr},
-    leaf::Leaf,
-};
+use crate::{authority::Authority, csr::new_csr, leaf::Leaf};
 
 pub(crate) const DOMAIN: &str = "example.org";
 pub(crate) const HOUR: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -15,6 +11,11 @@ pub(crate) const HOUR: std::time::Duration = std::time::Duration::from_secs(3600
 /// The wall clock, as rustls reads it during handshakes.
 pub(crate) fn now() -> Timestamp {
     Timestamp(0).after(std::time::Duration::from_secs(UnixTime::now().as_secs()))
+}
+
+/// When the fleets of tests were made: long enough ago for leaves that have expired.
+pub(crate) fn born() -> Timestamp {
+    now().before(100 * 24 * HOUR)
 }
 
 pub(crate) struct Fleet {
@@ -29,7 +30,7 @@ impl Fleet {
 
     pub(crate) fn named(trust_domain: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::create(dir.path(), trust_domain, now()).unwrap();
+        let authority = Authority::create(dir.path(), trust_domain, born()).unwrap();
         Self { dir, authority }
     }
 
@@ -48,9 +49,4 @@ impl Fleet {
     pub(crate) fn collector(&self, now: Timestamp) -> Leaf {
         self.authority.issue_collector("eu", "c1", now).unwrap()
     }
-}
-
-/// A leaf with any key and chain.
-pub(crate) fn leaf(key: PrivateKey, chain: Vec<CertificateDer<'static>>) -> Leaf {
-    Leaf::new(key, chain).unwrap()
 }

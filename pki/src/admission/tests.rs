@@ -105,7 +105,9 @@ fn an_intermediate_that_expired_is_named() {
     let chain = fleet.authority.forge(Role::Agent, &key(), NODE, |params| {
         params.not_after = rcgen::date_time_ymd(2400, 1, 1);
     });
-    let late = now().after(crate::authority::INTERMEDIATE_LIFE).after(HOUR);
+    let late = crate::testing::born()
+        .after(crate::authority::INTERMEDIATE_LIFE)
+        .after(HOUR);
     assert!(matches!(
         fleet
             .authority

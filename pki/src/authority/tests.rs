@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     csr::new_csr,
     leaf::FILE,
-    testing::{DOMAIN, Fleet, HOUR, now},
+    testing::{DOMAIN, Fleet, HOUR, born, now},
 };
 
 impl Authority {
@@ -182,7 +182,7 @@ fn leaves_live_as_long_as_they_should() {
 #[test]
 fn no_leaf_outlives_its_intermediate() {
     let fleet = Fleet::new();
-    let end = now().after(INTERMEDIATE_LIFE);
+    let end = born().after(INTERMEDIATE_LIFE);
     let late = fleet.agent(NodeId::random(), end.before(HOUR));
     assert!(late.not_after() <= end);
     let (_, csr) = new_csr().unwrap();

@@ -131,7 +131,8 @@ fn says_when_a_token_was_mangled() {
         Token::parse(&text.replace("nxt_", "nxt_!")),
         Err(TokenError::Base64)
     ));
-    assert!(Token::parse(&text[..text.len() / 2]).is_err());
+    let half: String = text.chars().take(text.len() / 2).collect();
+    assert!(Token::parse(&half).is_err());
     assert!(matches!(
         Token::parse(&format!("nxt_{}", "A".repeat(limits::TOKEN_BYTES))),
         Err(TokenError::TooLarge(_))
