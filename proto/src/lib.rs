@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod ids;
 pub mod inventory;
 pub mod job;
