@@ -63,3 +63,137 @@ pub fn verify(
     }
     Ok((job, verified))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nexus_proto::{
+        ids::JobId,
+        job::{Action, Context},
+        time::Timestamp,
+    };
+    use proptest::prelude::*;
+    use prost::bytes::Bytes;
+
+    use super::*;
+    use crate::{policy::SignerPolicy, signing::Signer, testing::DOMAIN};
+
+    fn policy(keys: &[&SigningKey]) -> TrustedPolicy {
+        let policy = SignerPolicy {
+            version: 1,
+            trust_domain: DOMAIN.to_owned(),
+            threshold: 1,
+            signers: keys
+                .iter()
+                .enumerate()
+                .map(|(index, key)| Signer {
+                    name: format!("operator-{index}"),
+                    public_key: key.public_key(),
+                })
+                .collect(),
+            created: Timestamp(0),
+        };
+        TrustedPolicy::first(policy.sign(keys[0]).unwrap(), DOMAIN).unwrap()
+    }
+
+    fn job() -> Job {
+        Job {
+            id: JobId::random(),
+            trust_domain: DOMAIN.to_owned(),
+            targets_root: [1; 32],
+            target_count: 1,
+            action: Action::Command {
+                argv: vec!["true".to_owned()],
+                context: Context::default(),
+                stdin: Bytes::new(),
+            },
+            timeout: Duration::from_secs(1),
+            kill_grace: Duration::from_secs(1),
+            output_limit_bytes: 1,
+            created: Timestamp(0),
+            not_before: Timestamp(0),
+            expires: Timestamp(1),
+            policy_version: 1,
+            request_id: String::new(),
+            operator: "alice".to_owned(),
+            idempotent: false,
+        }
+    }
+
+    #[test]
+    fn a_signed_job_is_read_again() {
+        let (one, two) = (
+            SigningKey::generate().unwrap(),
+            SigningKey::generate().unwrap(),
+        );
+        let policy = policy(&[&one, &two]);
+        let job = job();
+        let mut envelope = sign(&one, &job).unwrap();
+        let (found, verified) = verify(&envelope, &policy, 1).unwrap();
+        assert_eq!(found, job);
+        assert_eq!(verified.signed_by()[0].name, "operator-0");
+        // What asks for two signers.
+        assert!(matches!(
+            verify(&envelope, &policy, 2),
+            Err(SignedJobError::Signature(_))
+        ));
+        dsse::add_signature(&two, &mut envelope);
+        assert_eq!(verify(&envelope, &policy, 2).unwrap().0, job);
+    }
+
+    #[test]
+    fn nothing_is_parsed_that_was_not_signed() {
+        let (one, two) = (
+            SigningKey::generate().unwrap(),
+            SigningKey::generate().unwrap(),
+        );
+        let policy = policy(&[&one]);
+        // Were it parsed first, the answer would be about the payload.
+        let rubbish = dsse::sign(&two, payload_type::JOB, Bytes::from_static(b"\xff"));
+        assert!(matches!(
+            verify(&rubbish, &policy, 1),
+            Err(SignedJobError::Signature(_))
+        ));
+        let signed = dsse::sign(&one, payload_type::JOB, Bytes::from_static(b"\xff"));
+        assert!(matches!(
+            verify(&signed, &policy, 1),
+            Err(SignedJobError::Job(_))
+        ));
+        // A verified document of another kind is no job, whatever its bytes are.
+        let bytes = job().encode().unwrap();
+        let other = dsse::sign(&one, payload_type::FRESHNESS, bytes);
+        let verified = dsse::verify(&other, payload_type::FRESHNESS, policy.signers(), 1).unwrap();
+        assert!(matches!(parse(&verified), Err(SignedJobError::Type)));
+    }
+
+    #[test]
+    fn a_job_is_for_one_fleet() {
+        let key = SigningKey::generate().unwrap();
+        let elsewhere = Job {
+            trust_domain: "example.com".to_owned(),
+            ..job()
+        };
+        assert!(matches!(
+            verify(&sign(&key, &elsewhere).unwrap(), &policy(&[&key]), 1),
+            Err(SignedJobError::TrustDomain { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bit_of_an_encoded_envelope_changes_a_job(at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+            use prost::Message as _;
+            let key = SigningKey::generate().unwrap();
+            let job = job();
+            let mut bytes = sign(&key, &job).unwrap().encode_to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            if let Ok(envelope) = wire::Envelope::decode(bytes.as_slice())
+                && let Ok((found, _)) = verify(&envelope, &policy(&[&key]), 1)
+            {
+                prop_assert_eq!(found, job);
+            }
+        }
+    }
+}
