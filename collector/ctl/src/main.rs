@@ -1,1 +1,7 @@
-fn main() {}
+//! `nexusctl`
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(nexusctl::main(std::env::args_os()))
+}

@@ -1,0 +1,135 @@
+//! Colours, and what goes to standard error: progress, warnings, hints.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+
+use crate::fault::Fault;
+
+/// `--color`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum When {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Whether text gets colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paint(bool);
+
+/// A colour of the terminal's palette.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Colour {
+    /// Bad.
+    Red,
+    /// Good.
+    Green,
+    /// Not as it should be.
+    Yellow,
+    /// Told apart from its neighbours.
+    Numbered(u8),
+}
+
+impl Colour {
+    /// How good a state of a node, job, run or token is.
+    #[must_use]
+    pub fn of_state(state: &str) -> Option<Self> {
+        match state {
+            "connected" | "succeeded" | "allowed" | "serving" => Some(Self::Green),
+            "disconnected" | "pending" | "dispatched" | "running" | "cancelled" | "expired" => {
+                Some(Self::Yellow)
+            }
+            "quarantined" | "revoked" | "failed" | "timed_out" | "rejected" | "lost"
+            | "unknown" | "refused" => Some(Self::Red),
+            _ => None,
+        }
+    }
+
+    /// One of six colours, by number.
+    #[must_use]
+    pub fn numbered(number: usize) -> Self {
+        Self::Numbered(u8::try_from(number % 6).unwrap_or(0))
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Red => 31,
+            Self::Green => 32,
+            Self::Yellow => 33,
+            Self::Numbered(n) => [36, 35, 34, 96, 95, 94]
+                .get(usize::from(n))
+                .copied()
+                .unwrap_or(36),
+        }
+    }
+}
+
+impl Paint {
+    /// Never.
+    pub const PLAIN: Self = Self(false);
+
+    /// By the flag, the environment and whether the stream is a terminal.
+    #[must_use]
+    pub fn new(when: When, is_terminal: bool) -> Self {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self(match when {
+            When::Always => true,
+            When::Never => false,
+            When::Auto => is_terminal && !unwanted && !dumb,
+        })
+    }
+
+    /// For standard output.
+    #[must_use]
+    pub fn stdout(when: When) -> Self {
+        Self::new(when, io::stdout().is_terminal())
+    }
+
+    /// For standard error.
+    #[must_use]
+    pub fn stderr(when: When) -> Self {
+        Self::new(when, io::stderr().is_terminal())
+    }
+
+    /// The text in a colour.
+    #[must_use]
+    pub fn apply(self, colour: Colour, text: &str) -> String {
+        if self.0 {
+            format!("\x1b[{}m{text}\x1b[0m", colour.code())
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// Says something on standard error. One that cannot be written to is no reason to fail.
+pub fn say(text: &str) {
+    let mut err = io::stderr().lock();
+    drop(writeln!(err, "{text}"));
+}
+
+/// `warning: …`
+pub fn warn(text: &str) {
+    say(&format!(
+        "{} {text}",
+        Paint::stderr(When::Auto).apply(Colour::Yellow, "warning:")
+    ));
+}
+
+/// `error: what: why` and its hint.
+pub fn report(fault: &Fault) {
+    if fault.quiet {
+        return;
+    }
+    let paint = Paint::stderr(When::Auto);
+    say(&format!("{} {fault}", paint.apply(Colour::Red, "error:")));
+    if let Some(hint) = &fault.hint {
+        say(&format!("hint: {hint}"));
+    }
+}
