@@ -79,7 +79,7 @@ pub enum Refusal {
         expected: String,
     },
     /// Not a role that may speak here.
-    #[error("the peer {spiffe} is an {role} by its name, but only {} may speak here", names(allowed), role = spiffe.role())]
+    #[error("the peer {spiffe} has the role {role} by its name, but only {} may speak here", names(allowed), role = spiffe.role())]
     WrongRole {
         /// Who it says it is.
         spiffe: SpiffeId,
@@ -135,7 +135,7 @@ pub enum Refusal {
         found: usize,
     },
     /// A key usage that does not fit the role.
-    #[error("the certificate of {spiffe} lacks the key usage of an {role}", role = spiffe.role())]
+    #[error("the certificate of {spiffe} lacks the key usages of {role}s", role = spiffe.role())]
     WrongUsage {
         /// Who it says it is.
         spiffe: SpiffeId,

@@ -560,6 +560,23 @@ fn older_tls_is_not_spoken() {
 }
 
 #[test]
+fn configurations_serve_quic() {
+    use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+    let sides = sides();
+    let admission = sides.fleet.authority.admission();
+    for groups in [
+        KeyExchange::Auto,
+        KeyExchange::Classical,
+        KeyExchange::PostQuantum,
+    ] {
+        let client = agent_client(&sides.agent, admission, groups, Alpn::H3).unwrap();
+        QuicClientConfig::try_from(client).unwrap();
+        let server = agents_server(&sides.collector, admission, groups, Alpn::H3).unwrap();
+        QuicServerConfig::try_from(server).unwrap();
+    }
+}
+
+#[test]
 fn reasons_are_found_within_io_errors() {
     let refusal = Refusal::NoCertificate;
     let tls = rustls::Error::from(&refusal);
