@@ -1,0 +1,188 @@
+//! What can be said to a shard's log and to the control log.
+//!
+//! The facts are the messages of `nexus.store.v1` themselves, since the log is their only reader; records
+//! come in their domain form, because the log codes the metric reports of a batch as one stream.
+
+use nexus_proto::{
+    ids::{Incarnation, Lane, NodeId},
+    metrics::{Decoder, Encoder},
+    record::Record,
+    store::v1,
+};
+use prost::Message as _;
+
+use crate::StoreError;
+
+pub use nexus_proto::store::v1::{
+    CertificateIssued, CollectorStarted, DeadLetter, FreshnessSet, JobCancelled, JobCreated, JobEnded,
+    LabelsSet, NodeEnrolled, NodeHeld, NodeNoted, OperatorLoggedIn, PolicySet, RunDispatched,
+    RunSettled, RunsPlanned, SerialIssued, SessionClosed, SessionOpened, SessionsLost, SlotTable,
+    TokenCreated, TokenRevoked, TokenUsed, control_fact::Kind as ControlEntry,
+    fact::Kind as Fact,
+};
+
+/// Records of one lane of one incarnation, in rising seq order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Records {
+    /// Whose.
+    pub node: NodeId,
+    /// Which life of its state folder.
+    pub incarnation: Incarnation,
+    /// Which lane.
+    pub lane: Lane,
+    /// The records.
+    pub records: Vec<Record>,
+}
+
+/// One entry for a shard's log.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Entry {
+    /// What an agent reported.
+    Records(Records),
+    /// What the collector did or saw. Its `Records` variant is refused: see [`Entry::Records`].
+    Fact(Fact),
+}
+
+macro_rules! from_fact {
+    ($($message:ident => $variant:ident),* $(,)?) => {
+        $(impl From<v1::$message> for Entry {
+            fn from(message: v1::$message) -> Self {
+                Self::Fact(Fact::$variant(message))
+            }
+        })*
+    };
+}
+
+from_fact! {
+    NodeEnrolled => Enrolled, CertificateIssued => Certificate, SessionOpened => Opened,
+    SessionClosed => Closed, SessionsLost => SessionsLost, NodeHeld => Held, LabelsSet => Labels,
+    DeadLetter => DeadLetter, RunsPlanned => Planned, RunDispatched => Dispatched,
+    RunSettled => Settled, NodeNoted => Noted,
+}
+
+impl From<Records> for Entry {
+    fn from(records: Records) -> Self {
+        Self::Records(records)
+    }
+}
+
+/// What became of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in force.
+    Applied,
+    /// Records up to this seq of their lane are committed.
+    Committed(u64),
+    /// It is in the log and changed nothing; why, in words.
+    Refused(String),
+}
+
+impl Outcome {
+    /// Why it changed nothing, if so.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Refused(why) => Some(why),
+            Self::Applied | Self::Committed(_) => None,
+        }
+    }
+}
+
+/// A log whose entries are one kind of batch.
+pub(crate) trait Facts: Sized + Send + 'static {
+    /// The bytes of a batch.
+    fn encode(batch: &[Self]) -> Vec<u8>;
+    /// The batch of these bytes.
+    fn decode(bytes: &[u8]) -> Result<Vec<Self>, StoreError>;
+    /// Roughly how much memory it holds.
+    fn weight(&self) -> usize;
+}
+
+impl Facts for Entry {
+    fn encode(batch: &[Self]) -> Vec<u8> {
+        let mut encoder = Encoder::new();
+        let facts = batch.iter().map(|entry| {
+            let kind = match entry {
+                Self::Fact(fact) => fact.clone(),
+                Self::Records(records) => Fact::Records(v1::Records {
+                    node: records.node.to_wire(),
+                    incarnation: records.incarnation.to_wire(),
+                    lane: records.lane.to_wire().into(),
+                    records: records.records.iter().map(|r| r.to_wire(&mut encoder)).collect(),
+                }),
+            };
+            v1::Fact { kind: Some(kind) }
+        });
+        v1::Batch { facts: facts.collect() }.encode_to_vec()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Vec<Self>, StoreError> {
+        let batch = v1::Batch::decode(bytes).map_err(|e| StoreError::corrupt("a batch", e))?;
+        let mut decoder = Decoder::new();
+        let mut entries = Vec::with_capacity(batch.facts.len());
+        for fact in batch.facts {
+            entries.push(match fact.kind {
+                Some(Fact::Records(wire)) => {
+                    let bad = |e| StoreError::corrupt("an id in a batch", e);
+                    let mut records = Vec::with_capacity(wire.records.len());
+                    for record in wire.records {
+                        let record = Record::from_wire(record, &mut decoder);
+                        records.push(record.map_err(|e| StoreError::corrupt("a record", e))?);
+                    }
+                    Self::Records(Records {
+                        node: NodeId::from_wire(&wire.node).map_err(bad)?,
+                        incarnation: Incarnation::from_wire(&wire.incarnation).map_err(bad)?,
+                        lane: Lane::from_wire(wire.lane).map_err(bad)?,
+                        records,
+                    })
+                }
+                Some(fact) => Self::Fact(fact),
+                None => return Err(StoreError::Corrupt {
+                    what: "a fact without a kind: a newer version wrote it".into(),
+                    source: None,
+                }),
+            });
+        }
+        Ok(entries)
+    }
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::Fact(fact) => 64 + v1::Fact { kind: Some(fact.clone()) }.encoded_len(),
+            Self::Records(records) => records.records.iter().map(record_weight).sum::<usize>() + 64,
+        }
+    }
+}
+
+fn record_weight(record: &Record) -> usize {
+    use nexus_proto::record::Body;
+    64 + match &record.body {
+        Body::Metrics(snapshot) => snapshot.samples.len() * 24,
+        Body::Section(section) => section.rows.iter().map(|row| 32 + row.0.len() * 40).sum(),
+        Body::Output(output) => output.data.len(),
+        Body::Started(_) | Body::Finished(_) | Body::Gap(_) | Body::Event(_) => 128,
+    }
+}
+
+impl Facts for ControlEntry {
+    fn encode(batch: &[Self]) -> Vec<u8> {
+        let facts = batch.iter().map(|kind| v1::ControlFact { kind: Some(kind.clone()) });
+        v1::ControlBatch { facts: facts.collect() }.encode_to_vec()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Vec<Self>, StoreError> {
+        let batch = v1::ControlBatch::decode(bytes)
+            .map_err(|e| StoreError::corrupt("a control batch", e))?;
+        let kinds = batch.facts.into_iter().map(|fact| {
+            fact.kind.ok_or_else(|| StoreError::Corrupt {
+                what: "a control fact without a kind: a newer version wrote it".into(),
+                source: None,
+            })
+        });
+        kinds.collect()
+    }
+
+    fn weight(&self) -> usize {
+        64 + v1::ControlFact { kind: Some(self.clone()) }.encoded_len()
+    }
+}
