@@ -14,11 +14,11 @@ use prost::Message as _;
 use crate::StoreError;
 
 pub use nexus_proto::store::v1::{
-    CertificateIssued, CollectorStarted, DeadLetter, FreshnessSet, JobCancelled, JobCreated, JobEnded,
-    LabelsSet, NodeEnrolled, NodeHeld, NodeNoted, OperatorLoggedIn, PolicySet, RunDispatched,
-    RunSettled, RunsPlanned, SerialIssued, SessionClosed, SessionOpened, SessionsLost, SlotTable,
-    TokenCreated, TokenRevoked, TokenUsed, control_fact::Kind as ControlEntry,
-    fact::Kind as Fact,
+    CertificateIssued, CollectorStarted, DeadLetter, FreshnessSet, JobCancelled, JobCreated,
+    JobEnded, LabelsSet, NodeEnrolled, NodeHeld, NodeNoted, OperatorLoggedIn, PolicySet,
+    RunDispatched, RunSettled, RunsPlanned, SerialIssued, SessionClosed, SessionOpened,
+    SessionsLost, SlotTable, TokenCreated, TokenRevoked, TokenUsed,
+    control_fact::Kind as ControlEntry, fact::Kind as Fact,
 };
 
 /// Records of one lane of one incarnation, in rising seq order.
@@ -40,14 +40,14 @@ pub enum Entry {
     /// What an agent reported.
     Records(Records),
     /// What the collector did or saw. Its `Records` variant is refused: see [`Entry::Records`].
-    Fact(Fact),
+    Fact(Box<Fact>),
 }
 
 macro_rules! from_fact {
     ($($message:ident => $variant:ident),* $(,)?) => {
         $(impl From<v1::$message> for Entry {
             fn from(message: v1::$message) -> Self {
-                Self::Fact(Fact::$variant(message))
+                Self::Fact(Box::new(Fact::$variant(message)))
             }
         })*
     };
@@ -103,17 +103,24 @@ impl Facts for Entry {
         let mut encoder = Encoder::new();
         let facts = batch.iter().map(|entry| {
             let kind = match entry {
-                Self::Fact(fact) => fact.clone(),
+                Self::Fact(fact) => (**fact).clone(),
                 Self::Records(records) => Fact::Records(v1::Records {
                     node: records.node.to_wire(),
                     incarnation: records.incarnation.to_wire(),
                     lane: records.lane.to_wire().into(),
-                    records: records.records.iter().map(|r| r.to_wire(&mut encoder)).collect(),
+                    records: records
+                        .records
+                        .iter()
+                        .map(|r| r.to_wire(&mut encoder))
+                        .collect(),
                 }),
             };
             v1::Fact { kind: Some(kind) }
         });
-        v1::Batch { facts: facts.collect() }.encode_to_vec()
+        v1::Batch {
+            facts: facts.collect(),
+        }
+        .encode_to_vec()
     }
 
     fn decode(bytes: &[u8]) -> Result<Vec<Self>, StoreError> {
@@ -136,11 +143,13 @@ impl Facts for Entry {
                         records,
                     })
                 }
-                Some(fact) => Self::Fact(fact),
-                None => return Err(StoreError::Corrupt {
-                    what: "a fact without a kind: a newer version wrote it".into(),
-                    source: None,
-                }),
+                Some(fact) => Self::Fact(Box::new(fact)),
+                None => {
+                    return Err(StoreError::Corrupt {
+                        what: "a fact without a kind: a newer version wrote it".into(),
+                        source: None,
+                    });
+                }
             });
         }
         Ok(entries)
@@ -148,7 +157,12 @@ impl Facts for Entry {
 
     fn weight(&self) -> usize {
         match self {
-            Self::Fact(fact) => 64 + v1::Fact { kind: Some(fact.clone()) }.encoded_len(),
+            Self::Fact(fact) => {
+                64 + v1::Fact {
+                    kind: Some((**fact).clone()),
+                }
+                .encoded_len()
+            }
             Self::Records(records) => records.records.iter().map(record_weight).sum::<usize>() + 64,
         }
     }
@@ -166,8 +180,13 @@ fn record_weight(record: &Record) -> usize {
 
 impl Facts for ControlEntry {
     fn encode(batch: &[Self]) -> Vec<u8> {
-        let facts = batch.iter().map(|kind| v1::ControlFact { kind: Some(kind.clone()) });
-        v1::ControlBatch { facts: facts.collect() }.encode_to_vec()
+        let facts = batch.iter().map(|kind| v1::ControlFact {
+            kind: Some(kind.clone()),
+        });
+        v1::ControlBatch {
+            facts: facts.collect(),
+        }
+        .encode_to_vec()
     }
 
     fn decode(bytes: &[u8]) -> Result<Vec<Self>, StoreError> {
@@ -183,6 +202,9 @@ impl Facts for ControlEntry {
     }
 
     fn weight(&self) -> usize {
-        64 + v1::ControlFact { kind: Some(self.clone()) }.encoded_len()
+        64 + v1::ControlFact {
+            kind: Some(self.clone()),
+        }
+        .encoded_len()
     }
 }

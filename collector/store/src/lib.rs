@@ -1,1 +1,19 @@
-//! Head.
+//! What a collector knows, on disk: shards of nodes, the control log, the audit chain, and SQL over all of it.
+//!
+//! Every change is an entry appended to a log, committed, then applied to projections (`shard`,
+//! `control`) by that log's one writer thread; only then does the caller hear of it. Projections can
+//! always be rebuilt from their log. Reads are short and block; the calls that write are async.
+//!
+//! `DIR/shards/N/{log,state}.db`, `DIR/control/{log,state}.db`, `DIR/audit.db`, `DIR/lock`.
+
+pub mod entry;
+mod error;
+mod rows;
+mod store;
+
+pub use error::StoreError;
+pub use rows::{
+    ColumnInfo, JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,
+    TrustRow, Value, ViewInfo,
+};
+pub use store::{Layout, QueryOptions, QueryStream, Store};
