@@ -50,7 +50,7 @@ pub(crate) async fn demo(session: &Session, args: &DemoArgs) -> Outcome<Exit> {
         other => other,
     };
     terminal::say("stopping …");
-    programs.stop().await;
+    programs.stop(&mut interrupt).await;
     outcome
 }
 

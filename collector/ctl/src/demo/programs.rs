@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use super::folder::Folder;
 use crate::{
     fault::{Context as _, Fault, Outcome},
+    run::follow::Interrupt,
     terminal,
 };
 
@@ -220,8 +221,9 @@ impl Programs {
         }
     }
 
-    /// Agents first, then the collector: TERM, and KILL for the whole group of one that does not end.
-    pub(super) async fn stop(&mut self) {
+    /// Agents first, then the collector: TERM, and KILL for the whole group of one that does not end in
+    /// time or before the user asks again.
+    pub(super) async fn stop(&mut self, interrupt: &mut Interrupt) {
         let (collectors, agents): (Vec<_>, Vec<_>) = self
             .list
             .drain(..)
@@ -237,8 +239,10 @@ impl Programs {
                     drop(program.child.wait().await);
                 }
             };
-            if tokio::time::timeout(GRACE, all).await.is_ok() {
-                continue;
+            tokio::select! {
+                () = all => continue,
+                () = tokio::time::sleep(GRACE) => {}
+                () = interrupt.wait() => {}
             }
             for program in &mut group {
                 if look(program).is_none() {
