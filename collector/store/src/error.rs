@@ -22,6 +22,9 @@ pub enum StoreError {
         #[source]
         source: rusqlite::Error,
     },
+    /// SQLite refused a statement within a file that was open already.
+    #[error("a statement failed")]
+    Statement(#[from] rusqlite::Error),
     /// The file system refused.
     #[error("{doing} {}", path.display())]
     File {

@@ -6,10 +6,17 @@
 //!
 //! `DIR/shards/N/{log,state}.db`, `DIR/control/{log,state}.db`, `DIR/audit.db`, `DIR/lock`.
 
+mod audit;
+mod control;
+mod db;
 pub mod entry;
 mod error;
+mod log;
 mod rows;
+mod shard;
 mod store;
+mod watch;
+mod writer;
 
 pub use error::StoreError;
 pub use rows::{

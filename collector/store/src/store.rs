@@ -1,21 +1,35 @@
 //! The facade: one value that stands for the whole store.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use nexus_proto::{
-    ids::{Incarnation, JobId, Lane, NodeId, TokenId},
+    ids::{Incarnation, JobId, Lane, NodeId, Slot, TokenId},
     operator::v1::AuditRow,
     time::Timestamp,
 };
 use nexus_runtime::clock::Clock;
 
+use rusqlite::Connection;
+
 use crate::{
     StoreError,
-    entry::{ControlEntry, Entry, Outcome},
+    audit::{self, AuditWriter},
+    control::{self, Control},
+    db::{self, FolderLock},
+    entry::{ControlEntry, Entry, Outcome, SessionsLost, SlotTable},
     rows::{
         JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,
         TrustRow, Value, ViewInfo,
     },
+    shard::{self, Shard, metrics},
+    watch::Watches,
+    writer::Writer,
 };
 
 /// How a new store is laid out.
@@ -69,160 +83,359 @@ impl QueryStream {
     }
 }
 
-/// The whole store. Clones are the same store.
-#[derive(Debug, Clone)]
+/// The whole store. Clones are the same store; it closes when the last is gone.
+#[derive(Clone)]
 pub struct Store {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-const EARLY: StoreError = StoreError::Closed;
+struct Inner {
+    dir: PathBuf,
+    shards: Vec<ShardParts>,
+    slots: Vec<u16>,
+    control: Writer<ControlEntry>,
+    control_reader: Mutex<Connection>,
+    audit: AuditWriter,
+    audit_reader: Mutex<Connection>,
+    watches: Watches,
+    #[expect(dead_code, reason = "held until the store is gone")]
+    lock: FolderLock,
+}
+
+struct ShardParts {
+    writer: Writer<Entry>,
+    reader: Mutex<Connection>,
+    memory: metrics::Shared,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        self.control.close();
+        for shard in &self.shards {
+            shard.writer.close();
+        }
+        self.audit.close();
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.inner.dir.display())
+    }
+}
+
+fn reading(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn shard_folder(dir: &Path, shard: u16) -> PathBuf {
+    dir.join("shards").join(shard.to_string())
+}
 
 impl Store {
     /// Makes an empty store in a folder that holds none.
-    pub fn create(_dir: &Path, layout: Layout) -> Result<(), StoreError> {
-        Err(StoreError::Invalid(format!(
-            "cannot make {} shards yet",
-            layout.shards
-        )))
+    pub fn create(dir: &Path, layout: Layout) -> Result<(), StoreError> {
+        db::make_folder(dir)?;
+        let _lock = db::lock_folder(dir)?;
+        let control = dir.join("control");
+        if control.join("log.db").exists() {
+            return Err(StoreError::Exists {
+                path: dir.to_owned(),
+            });
+        }
+        let clock = Clock::system();
+        for number in 0..layout.shards {
+            let shard = Shard::new(Watches::default());
+            Writer::start(
+                "shard",
+                &shard_folder(dir, number),
+                clock.clone(),
+                shard,
+                Vec::new(),
+            )?
+            .close();
+        }
+        AuditWriter::start(&dir.join("audit.db"))?.close();
+        let slots = u32::from(Slot::COUNT);
+        let shards = (0..slots)
+            .map(|slot| slot * u32::from(layout.shards) / slots)
+            .collect();
+        let table = ControlEntry::Slots(SlotTable { version: 1, shards });
+        // Last: a store whose making was cut short has no control log, and may be made again.
+        Writer::start(
+            "control",
+            &control,
+            clock,
+            Control::new(Watches::default()),
+            vec![table],
+        )?
+        .close();
+        Ok(())
     }
+
     /// Opens a store: locks its folder, migrates files of an older version after a backup, applies what
     /// a crash left unapplied, closes the sessions it left open.
-    pub fn open(_dir: &Path, _clock: Clock) -> Result<Self, StoreError> {
-        Err(EARLY)
+    pub fn open(dir: &Path, clock: Clock) -> Result<Self, StoreError> {
+        let folder = dir.join("control");
+        if !folder.join("log.db").exists() {
+            return Err(StoreError::Invalid(format!(
+                "{} holds no store",
+                dir.display()
+            )));
+        }
+        let lock = db::lock_folder(dir)?;
+        let watches = Watches::default();
+        let projection = Control::new(watches.clone());
+        let control = Writer::start("control", &folder, clock.clone(), projection, Vec::new())?;
+        let control_reader = db::open_reader(&folder.join("state.db"))?;
+        let slots = control::reads::slots(&control_reader)?;
+        let count = slots.iter().max().map_or(1, |last| last + 1);
+        let mut shards = Vec::with_capacity(usize::from(count));
+        for number in 0..count {
+            let folder = shard_folder(dir, number);
+            let shard = Shard::new(watches.clone());
+            let memory = shard.memory();
+            let lost = SessionsLost {
+                time_ms: clock.now().as_ms(),
+            }
+            .into();
+            let writer = Writer::start("shard", &folder, clock.clone(), shard, vec![lost])?;
+            let reader = Mutex::new(db::open_reader(&folder.join("state.db"))?);
+            shards.push(ShardParts {
+                writer,
+                reader,
+                memory,
+            });
+        }
+        let audit = AuditWriter::start(&dir.join("audit.db"))?;
+        let audit_reader = Mutex::new(db::open_reader(&dir.join("audit.db"))?);
+        let inner = Inner {
+            dir: dir.to_owned(),
+            shards,
+            slots,
+            control,
+            control_reader: Mutex::new(control_reader),
+            audit,
+            audit_reader,
+            watches,
+            lock,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
+
     /// How many shards there are.
     #[must_use]
     pub fn shards(&self) -> u16 {
-        let _ = &self.inner;
-        1
+        u16::try_from(self.inner.shards.len()).unwrap_or(u16::MAX)
     }
+
     /// The shard a node lives in.
     #[must_use]
-    pub fn shard_of(&self, _node: NodeId) -> u16 {
-        0
+    pub fn shard_of(&self, node: NodeId) -> u16 {
+        self.inner
+            .slots
+            .get(usize::from(node.slot().0))
+            .copied()
+            .unwrap_or(0)
     }
+
+    fn shard(&self, number: u16) -> Result<&ShardParts, StoreError> {
+        let shard = self.inner.shards.get(usize::from(number));
+        shard.ok_or_else(|| StoreError::Invalid(format!("there is no shard {number}")))
+    }
+
+    fn shard_for(&self, node: NodeId) -> Result<&ShardParts, StoreError> {
+        self.shard(self.shard_of(node))
+    }
+
     /// Appends entries to a shard's log, in one commit, and applies them; one outcome an entry.
     pub async fn append(
         &self,
-        _shard: u16,
-        _entries: Vec<Entry>,
+        shard: u16,
+        entries: Vec<Entry>,
     ) -> Result<Vec<Outcome>, StoreError> {
-        Err(EARLY)
+        self.shard(shard)?.writer.append(entries).await
     }
+
     /// [`Store::append`] for one entry about one node.
     pub async fn append_for(
         &self,
-        _node: NodeId,
-        _entry: impl Into<Entry>,
+        node: NodeId,
+        entry: impl Into<Entry>,
     ) -> Result<Outcome, StoreError> {
-        Err(EARLY)
+        let outcomes = self
+            .shard_for(node)?
+            .writer
+            .append(vec![entry.into()])
+            .await?;
+        outcomes.into_iter().next().ok_or(StoreError::Closed)
     }
+
     /// Appends entries to the control log.
     pub async fn control_append(
         &self,
-        _entries: Vec<ControlEntry>,
+        entries: Vec<ControlEntry>,
     ) -> Result<Vec<Outcome>, StoreError> {
-        Err(EARLY)
+        self.inner.control.append(entries).await
     }
+
     /// Appends to the audit chain, durably. `seq`, `prev_hash` and `hash` are filled in.
-    pub async fn audit(&self, _row: AuditRow) -> Result<AuditRow, StoreError> {
-        Err(EARLY)
+    pub async fn audit(&self, row: AuditRow) -> Result<AuditRow, StoreError> {
+        self.inner.audit.append(row).await
     }
+
     /// Up to `limit` rows of the audit chain from `from_seq` on.
-    pub fn audit_rows(&self, _from_seq: u64, _limit: usize) -> Result<Vec<AuditRow>, StoreError> {
-        Err(EARLY)
+    pub fn audit_rows(&self, from_seq: u64, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
+        audit::rows(&reading(&self.inner.audit_reader), from_seq, limit)
     }
+
     /// A node.
-    pub fn node(&self, _id: NodeId) -> Result<Option<NodeRow>, StoreError> {
-        Err(EARLY)
+    pub fn node(&self, id: NodeId) -> Result<Option<NodeRow>, StoreError> {
+        shard::reads::node(&reading(&self.shard_for(id)?.reader), self.shard_of(id), id)
     }
+
     /// Every node, by name; as it was at `as_of`, if given.
-    pub fn nodes(&self, _as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, StoreError> {
-        Err(EARLY)
+    pub fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, StoreError> {
+        let mut nodes = Vec::new();
+        for (number, shard) in (0..).zip(&self.inner.shards) {
+            nodes.extend(shard::reads::nodes(&reading(&shard.reader), number, as_of)?);
+        }
+        nodes.sort_by(|a, b| a.name.cmp(&b.name).then(a.id.cmp(&b.id)));
+        Ok(nodes)
     }
+
     /// The highest committed seq of each lane of an incarnation; 0 where there is none.
-    pub fn cursors(
-        &self,
-        _node: NodeId,
-        _incarnation: Incarnation,
-    ) -> Result<[(Lane, u64); 3], StoreError> {
-        Err(EARLY)
+    pub fn cursors(&self, node: NodeId, of: Incarnation) -> Result<[(Lane, u64); 3], StoreError> {
+        shard::reads::cursors(&reading(&self.shard_for(node)?.reader), node, of)
     }
+
     /// The sections held of a node.
-    pub fn sections(&self, _node: NodeId) -> Result<Vec<SectionRow>, StoreError> {
-        Err(EARLY)
+    pub fn sections(&self, node: NodeId) -> Result<Vec<SectionRow>, StoreError> {
+        shard::reads::sections(&reading(&self.shard_for(node)?.reader), node)
     }
+
     /// A job.
-    pub fn job(&self, _job: JobId) -> Result<Option<JobRow>, StoreError> {
-        Err(EARLY)
+    pub fn job(&self, job: JobId) -> Result<Option<JobRow>, StoreError> {
+        control::reads::job(&reading(&self.inner.control_reader), job)
     }
+
     /// Jobs that have not ended.
     pub fn active_jobs(&self) -> Result<Vec<JobRow>, StoreError> {
-        Err(EARLY)
+        control::reads::active_jobs(&reading(&self.inner.control_reader))
     }
+
     /// Every run of a job, by node id.
-    pub fn runs(&self, _job: JobId) -> Result<Vec<RunRow>, StoreError> {
-        Err(EARLY)
+    pub fn runs(&self, job: JobId) -> Result<Vec<RunRow>, StoreError> {
+        let mut runs = Vec::new();
+        for shard in &self.inner.shards {
+            runs.extend(shard::reads::runs(&reading(&shard.reader), job, None)?);
+        }
+        runs.sort_by_key(|run| run.node);
+        Ok(runs)
     }
+
     /// One run.
-    pub fn run(&self, _job: JobId, _node: NodeId) -> Result<Option<RunRow>, StoreError> {
-        Err(EARLY)
+    pub fn run(&self, job: JobId, node: NodeId) -> Result<Option<RunRow>, StoreError> {
+        let runs = shard::reads::runs(&reading(&self.shard_for(node)?.reader), job, Some(node))?;
+        Ok(runs.into_iter().next())
     }
+
     /// Runs of a job by state.
-    pub fn run_counts(&self, _job: JobId) -> Result<BTreeMap<RunState, u64>, StoreError> {
-        Err(EARLY)
+    pub fn run_counts(&self, job: JobId) -> Result<BTreeMap<RunState, u64>, StoreError> {
+        let mut counts = BTreeMap::new();
+        for shard in &self.inner.shards {
+            shard::reads::run_counts(&reading(&shard.reader), job, &mut counts)?;
+        }
+        Ok(counts)
     }
-    /// Output of a job's runs on one shard that arrived after row `after` (0: from the first), at most `limit` pieces.
+
+    /// Output of a job's runs on one shard that arrived after row `after` (0: from the first), at most
+    /// `limit` pieces.
     pub fn run_outputs(
         &self,
-        _job: JobId,
-        _shard: u16,
-        _after: i64,
-        _limit: usize,
+        job: JobId,
+        shard: u16,
+        after: i64,
+        limit: usize,
     ) -> Result<Vec<OutputRow>, StoreError> {
-        Err(EARLY)
+        shard::reads::run_outputs(&reading(&self.shard(shard)?.reader), job, after, limit)
     }
+
     /// A version that rises whenever a run of the job, its output or the job itself changed.
     #[must_use]
-    pub fn watch(&self, _job: JobId) -> tokio::sync::watch::Receiver<u64> {
-        tokio::sync::watch::channel(0).1
+    pub fn watch(&self, job: JobId) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.watches.watch(job)
     }
+
     /// A token.
-    pub fn token(&self, _id: TokenId) -> Result<Option<TokenRow>, StoreError> {
-        Err(EARLY)
+    pub fn token(&self, id: TokenId) -> Result<Option<TokenRow>, StoreError> {
+        control::reads::token(&reading(&self.inner.control_reader), id)
     }
+
     /// The signer policy in force.
     pub fn trust(&self) -> Result<TrustRow, StoreError> {
-        Err(EARLY)
+        control::reads::trust(&reading(&self.inner.control_reader))
     }
+
+    /// The signing key of an operator's newest login.
+    pub fn signing_key(&self, operator: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        control::reads::signing_key(&reading(&self.inner.control_reader), operator)
+    }
+
     /// The newest report of a node.
     #[must_use]
-    pub fn newest(&self, _node: NodeId) -> Option<Newest> {
-        None
+    pub fn newest(&self, node: NodeId) -> Option<Newest> {
+        let shard = self.shard_for(node).ok()?;
+        metrics::hold(&shard.memory).newest(node).cloned()
     }
+
     /// Values of a metric of a node, in order of time, both ends included.
     pub fn history(
         &self,
-        _node: NodeId,
-        _name: &str,
-        _from: Timestamp,
-        _to: Timestamp,
+        node: NodeId,
+        name: &str,
+        from: Timestamp,
+        to: Timestamp,
     ) -> Result<Vec<Point>, StoreError> {
-        Err(EARLY)
+        let shard = self.shard_for(node)?;
+        metrics::history(&reading(&shard.reader), &shard.memory, node, name, from, to)
     }
+
+    /// Makes a shard's projections anew from its log.
+    pub async fn rebuild_projections(&self, shard: u16) -> Result<(), StoreError> {
+        self.shard(shard)?.writer.rebuild().await
+    }
+
+    /// BLAKE3 over the logical rows of a shard's projections: equal logs give equal digests.
+    pub fn digest(&self, shard: u16) -> Result<[u8; 32], StoreError> {
+        shard::reads::digest(&reading(&self.shard(shard)?.reader))
+    }
+
     /// Runs one read-only statement over the documented views.
     pub async fn query(
         &self,
         _sql: &str,
         _options: QueryOptions,
     ) -> Result<QueryStream, StoreError> {
-        Err(EARLY)
+        Err(StoreError::Closed)
     }
+
     /// The views a query may name.
     #[must_use]
     pub fn schema(&self) -> Vec<ViewInfo> {
         Vec::new()
     }
-    /// Ends the writers after what they hold is committed.
-    pub fn close(&self) {}
+
+    /// Ends the writers after what they hold is committed. Also done when the last clone is dropped.
+    pub fn close(&self) {
+        self.inner.close();
+    }
 }

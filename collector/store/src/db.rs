@@ -1,0 +1,194 @@
+//! The one place that opens SQLite files.
+//!
+//! Each kind of file has an application id and a format number (`user_version`). A file of another kind or
+//! of a newer format is refused before anything is written to it; one of an older format is copied to
+//! `NAME.db.vN` before its migrations run, all of them in one transaction.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use rusqlite_migration::{M, Migrations};
+
+use crate::StoreError;
+
+/// A kind of file.
+#[derive(Debug)]
+pub(crate) struct Format {
+    /// What it is, for errors.
+    pub(crate) name: &'static str,
+    /// SQLite's `application_id`.
+    pub(crate) application: i32,
+    /// Whether a commit must survive a power cut by itself.
+    pub(crate) durable: bool,
+    /// The schema's steps, oldest first; their number is the format.
+    pub(crate) steps: Vec<String>,
+}
+
+impl Format {
+    fn version(&self) -> i64 {
+        i64::try_from(self.steps.len()).unwrap_or(i64::MAX)
+    }
+}
+
+/// Holds a folder for this process until dropped.
+#[derive(Debug)]
+pub(crate) struct FolderLock(
+    #[expect(dead_code, reason = "the lock lives as long as the file is open")] File,
+);
+
+/// Takes the folder's lock, or says who cannot.
+pub(crate) fn lock_folder(dir: &Path) -> Result<FolderLock, StoreError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(StoreError::file("cannot open", &path))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(FolderLock(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse {
+            path: dir.to_owned(),
+        }),
+        Err(errno) => Err(StoreError::file("cannot lock", &path)(errno.into())),
+    }
+}
+
+/// Makes a folder that only its owner enters, with those above it.
+pub(crate) fn make_folder(dir: &Path) -> Result<(), StoreError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(StoreError::file("cannot make", dir))
+}
+
+/// Opens a file for its one writer, made or migrated as needed.
+pub(crate) fn open_writer(path: &Path, format: &Format) -> Result<Connection, StoreError> {
+    // SQLite would make it readable for everyone.
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(StoreError::file("cannot open", path))?;
+    let found = inspect(path, format)?;
+    let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let setting = StoreError::sqlite("cannot set up", path);
+    let pragmas = format!(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = {}; PRAGMA wal_autocheckpoint = 2000;
+         PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8192;",
+        if format.durable { "FULL" } else { "NORMAL" }
+    );
+    connection.execute_batch(&pragmas).map_err(setting)?;
+    let setting = StoreError::sqlite("cannot set up", path);
+    connection
+        .pragma_update(None, "application_id", format.application)
+        .map_err(setting)?;
+    if found < format.version() {
+        if found > 0 {
+            back_up(&connection, path, found)?;
+        }
+        let steps = format.steps.iter().map(|step| M::up(step)).collect();
+        Migrations::new(steps)
+            .to_latest(&mut connection)
+            .map_err(|e| StoreError::Corrupt {
+                what: format!("{}, which could not be migrated,", path.display()),
+                source: Some(Box::new(e)),
+            })?;
+    }
+    Ok(connection)
+}
+
+/// Opens a file that exists for reading.
+pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection
+        .execute_batch(
+            "PRAGMA query_only = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096;",
+        )
+        .map_err(StoreError::sqlite("cannot set up", path))?;
+    Ok(connection)
+}
+
+/// A connection to nothing, which files are attached to for one query.
+pub(crate) fn open_query() -> Result<Connection, StoreError> {
+    connect(
+        Path::new(":memory:"),
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI,
+    )
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that opens databases"
+)]
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)
+        .map_err(StoreError::sqlite("cannot open", path))?;
+    let set_up = || -> rusqlite::Result<()> {
+        connection.busy_timeout(Duration::from_secs(10))?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
+        Ok(())
+    };
+    set_up().map_err(StoreError::sqlite("cannot set up", path))?;
+    Ok(connection)
+}
+
+/// The file's format, 0 for an empty one; looks only, so that a refused file stays as it is.
+fn inspect(path: &Path, format: &Format) -> Result<i64, StoreError> {
+    let size = fs::metadata(path)
+        .map_err(StoreError::file("cannot read", path))?
+        .len();
+    if size == 0 {
+        return Ok(0);
+    }
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let read = |pragma: &str| {
+        connection
+            .pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
+            .map_err(StoreError::sqlite("cannot read", path))
+    };
+    let (application, version) = (read("application_id")?, read("user_version")?);
+    if application == 0 && version == 0 {
+        return Ok(0);
+    }
+    if application != i64::from(format.application) {
+        return Err(StoreError::Foreign {
+            path: path.to_owned(),
+            wanted: format.name,
+        });
+    }
+    let known = format.version();
+    if version > known {
+        return Err(StoreError::Newer {
+            path: path.to_owned(),
+            found: version,
+            known,
+        });
+    }
+    Ok(version)
+}
+
+fn back_up(connection: &Connection, path: &Path, version: i64) -> Result<(), StoreError> {
+    let copy = PathBuf::from(format!("{}.v{version}", path.display()));
+    if copy.exists() {
+        fs::remove_file(&copy).map_err(StoreError::file("cannot replace", &copy))?;
+    }
+    connection
+        .execute("VACUUM INTO ?1", [copy.to_string_lossy().as_ref()])
+        .map_err(StoreError::sqlite("cannot back up to", &copy))?;
+    File::open(&copy)
+        .and_then(|file| file.sync_all())
+        .map_err(StoreError::file("cannot back up to", &copy))
+}

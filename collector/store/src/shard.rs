@@ -1,0 +1,351 @@
+//! A shard's projections: what follows from its log about its nodes.
+
+mod inventory;
+pub(crate) mod metrics;
+mod nodes;
+pub(crate) mod reads;
+mod runs;
+pub(crate) mod schema;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use nexus_proto::{
+    agent::v1::Lane as WireLane,
+    ids::{Incarnation, JobId, Lane, NodeId},
+    record::{Body, Record},
+    time::Timestamp,
+};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use crate::{
+    StoreError,
+    db::Format,
+    entry::{DeadLetter, Entry, Fact, Outcome, Records},
+    log::Log,
+    shard::metrics::Metrics,
+    watch::Watches,
+    writer::Projection,
+};
+
+/// The writer's side of a shard.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    metrics: Metrics,
+    watches: Watches,
+    touched: BTreeSet<JobId>,
+}
+
+impl Shard {
+    pub(crate) fn new(watches: Watches) -> Self {
+        Self {
+            metrics: Metrics::default(),
+            watches,
+            touched: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn memory(&self) -> metrics::Shared {
+        self.metrics.shared()
+    }
+
+    fn touch(&mut self, job: &[u8]) {
+        self.touched.extend(JobId::from_wire(job).ok());
+    }
+
+    fn fact(
+        &mut self,
+        db: &Connection,
+        time: Timestamp,
+        fact: &Fact,
+    ) -> Result<Outcome, StoreError> {
+        match fact {
+            Fact::Records(_) => Ok(Outcome::Refused(
+                "records come in their domain form".to_owned(),
+            )),
+            Fact::Enrolled(new) => nodes::enrol(db, new),
+            Fact::Certificate(new) => nodes::certificate(db, new),
+            Fact::Opened(new) => nodes::open(db, new),
+            Fact::Closed(old) => nodes::close(db, old),
+            Fact::SessionsLost(lost) => nodes::sessions_lost(db, lost),
+            Fact::Held(held) => nodes::hold(db, held),
+            Fact::Labels(set) => nodes::labels(db, set),
+            Fact::DeadLetter(letter) => dead_letter(db, letter),
+            Fact::Planned(planned) => {
+                self.touch(&planned.job);
+                runs::plan(db, planned)
+            }
+            Fact::Dispatched(to) => {
+                self.touch(&to.job);
+                runs::dispatch(db, to)
+            }
+            Fact::Settled(settled) => {
+                self.touch(&settled.job);
+                runs::settle(db, settled)
+            }
+            Fact::Noted(noted) => {
+                let at = if noted.time_ms == 0 {
+                    time.as_ms()
+                } else {
+                    noted.time_ms
+                };
+                event(db, &noted.node, &noted.kind, &noted.message, at)?;
+                Ok(Outcome::Applied)
+            }
+        }
+    }
+
+    fn records(
+        &mut self,
+        db: &Connection,
+        time: Timestamp,
+        records: &Records,
+    ) -> Result<Outcome, StoreError> {
+        let node = records.node;
+        let before = cursor(db, node, records.incarnation, records.lane)?;
+        let mut last = before;
+        for record in &records.records {
+            if record.seq <= last {
+                continue;
+            }
+            last = record.seq;
+            self.record(db, time, records, record)?;
+        }
+        if last > before {
+            set_cursor(
+                db,
+                node.as_bytes(),
+                records.incarnation.as_bytes(),
+                records.lane,
+                last,
+            )?;
+            nodes::seen(db, node, time)?;
+        }
+        Ok(Outcome::Committed(last))
+    }
+
+    fn record(
+        &mut self,
+        db: &Connection,
+        time: Timestamp,
+        of: &Records,
+        record: &Record,
+    ) -> Result<(), StoreError> {
+        let node = of.node;
+        let ours = match &record.body {
+            Body::Metrics(snapshot) => {
+                self.metrics
+                    .stage(node, record.time, time, &Arc::new(snapshot.clone()));
+                true
+            }
+            Body::Section(section) => {
+                inventory::apply(db, node, time, section)?;
+                true
+            }
+            Body::Started(started) => {
+                self.touched.insert(started.run.job);
+                runs::started(db, node, record.time.as_ms(), started)?
+            }
+            Body::Output(output) => {
+                self.touched.insert(output.run.job);
+                runs::output(db, node, output)?
+            }
+            Body::Finished(finished) => {
+                self.touched.insert(finished.run.job);
+                runs::finished(db, node, finished)?
+            }
+            Body::Gap(gap) => {
+                db.prepare_cached(
+                    "INSERT INTO gaps (node, incarnation, lane, first_seq, last_seq, reason, time_ms)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                )?
+                .execute(params![
+                    node.as_bytes(),
+                    of.incarnation.as_bytes(),
+                    i32::from(of.lane.to_wire()),
+                    i64::try_from(gap.first_seq).unwrap_or(i64::MAX),
+                    i64::try_from(gap.last_seq).unwrap_or(i64::MAX),
+                    gap.reason,
+                    time.as_ms()
+                ])?;
+                true
+            }
+            Body::Event(said) => {
+                event(
+                    db,
+                    node.as_bytes(),
+                    &said.kind,
+                    &said.message,
+                    record.time.as_ms(),
+                )?;
+                true
+            }
+        };
+        if !ours {
+            insert_dead_letter(
+                db,
+                &DeadLetter {
+                    node: node.to_wire(),
+                    incarnation: of.incarnation.to_wire(),
+                    lane: of.lane.to_wire().into(),
+                    seq: record.seq,
+                    reason: "it reports a run that this node was never given".to_owned(),
+                    data: format!("{:?}", record.body).into(),
+                    time_ms: time.as_ms(),
+                },
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Projection for Shard {
+    type Fact = Entry;
+
+    fn format() -> Format {
+        schema::format()
+    }
+
+    fn load(&mut self, db: &Connection, log: &Log, applied: i64) -> Result<(), StoreError> {
+        db.set_prepared_statement_cache_capacity(256);
+        self.metrics.load(db, log, applied)
+    }
+
+    fn trim(&mut self, db: &Connection, facts: &mut [Entry]) -> Result<(), StoreError> {
+        let mut cursors: HashMap<(NodeId, Incarnation, Lane), u64> = HashMap::new();
+        for fact in facts {
+            let Entry::Records(records) = fact else {
+                continue;
+            };
+            let key = (records.node, records.incarnation, records.lane);
+            let mut last = match cursors.get(&key) {
+                Some(last) => *last,
+                None => cursor(db, key.0, key.1, key.2)?,
+            };
+            records.records.retain(|record| {
+                let new = record.seq > last;
+                last = last.max(record.seq);
+                new
+            });
+            cursors.insert(key, last);
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        db: &Connection,
+        _: i64,
+        time: Timestamp,
+        fact: &Entry,
+    ) -> Result<Outcome, StoreError> {
+        match fact {
+            Entry::Records(records) => self.records(db, time, records),
+            Entry::Fact(fact) => self.fact(db, time, fact),
+        }
+    }
+
+    fn finish(&mut self, db: &Connection, index: i64, time: Timestamp) -> Result<(), StoreError> {
+        self.metrics.finish(db, index, time)
+    }
+
+    fn settle(&mut self, committed: bool) {
+        self.metrics.settle(committed);
+        for job in std::mem::take(&mut self.touched) {
+            if committed {
+                self.watches.touch(job);
+            }
+        }
+    }
+}
+
+fn cursor(
+    db: &Connection,
+    node: NodeId,
+    incarnation: Incarnation,
+    lane: Lane,
+) -> Result<u64, StoreError> {
+    let seq: Option<i64> = db
+        .prepare_cached(
+            "SELECT seq FROM cursors WHERE node = ?1 AND incarnation = ?2 AND lane = ?3",
+        )?
+        .query_row(
+            params![
+                node.as_bytes(),
+                incarnation.as_bytes(),
+                i32::from(lane.to_wire())
+            ],
+            |row| row.get(0),
+        )
+        .optional()?;
+    Ok(seq.map_or(0, |seq| u64::try_from(seq).unwrap_or(0)))
+}
+
+fn set_cursor(
+    db: &Connection,
+    node: &[u8],
+    incarnation: &[u8],
+    lane: Lane,
+    seq: u64,
+) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO cursors (node, incarnation, lane, seq) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT DO UPDATE SET seq = max(seq, ?4)",
+    )?
+    .execute(params![
+        node,
+        incarnation,
+        i32::from(lane.to_wire()),
+        i64::try_from(seq).unwrap_or(i64::MAX)
+    ])?;
+    Ok(())
+}
+
+fn event(
+    db: &Connection,
+    node: &[u8],
+    kind: &str,
+    message: &str,
+    time_ms: i64,
+) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT INTO events (node, kind, message, time_ms) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![node, kind, message, time_ms])?;
+    Ok(())
+}
+
+/// A record that could not be read: it is kept, and its lane goes on after it.
+fn dead_letter(db: &Connection, letter: &DeadLetter) -> Result<Outcome, StoreError> {
+    let node = nodes::node_id(&letter.node)?;
+    let bad = |e| StoreError::corrupt("a dead letter's key", e);
+    let incarnation = Incarnation::from_wire(&letter.incarnation).map_err(bad)?;
+    let lane = WireLane::try_from(letter.lane).unwrap_or_default();
+    let lane = Lane::from_wire(lane.into()).map_err(bad)?;
+    let last = cursor(db, node, incarnation, lane)?;
+    if letter.seq <= last && letter.seq != 0 {
+        return Ok(Outcome::Committed(last));
+    }
+    insert_dead_letter(db, letter)?;
+    if letter.seq > last {
+        set_cursor(db, &letter.node, &letter.incarnation, lane, letter.seq)?;
+    }
+    Ok(Outcome::Committed(last.max(letter.seq)))
+}
+
+fn insert_dead_letter(db: &Connection, letter: &DeadLetter) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO dead_letters (node, incarnation, lane, seq, reason, data, time_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?
+    .execute(params![
+        letter.node.as_ref(),
+        letter.incarnation.as_ref(),
+        letter.lane,
+        i64::try_from(letter.seq).unwrap_or(i64::MAX),
+        letter.reason,
+        letter.data.as_ref(),
+        letter.time_ms
+    ])?;
+    Ok(())
+}
