@@ -1,1 +1,13 @@
-//! Head.
+//! The harness: builds the programs once, starts the real ones on free ports in folders of their own, and ends
+//! them with the test.
+//!
+//! Tests wait for conditions ([`poll`]), never for time alone. Every program runs in a process group that is
+//! killed when its handle is dropped, so that a failing test leaves nothing behind.
+
+pub mod agent;
+pub mod collector;
+pub mod ctl;
+pub mod fault;
+pub mod poll;
+pub mod process;
+pub mod programs;

@@ -1,7 +1,6 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
-use nexus_proto::metrics::{Encoder, Sample, SeriesType};
-use prost::Message as _;
+use nexus_proto::metrics::{Sample, SeriesType};
 
 use super::*;
 
@@ -484,34 +483,4 @@ fn equals_what_this_host_says() {
         uname.key.label("release"),
         Some(read("/proc/sys/kernel/osrelease").trim())
     );
-}
-
-/// Prints what sampling costs: `cargo test --release -p nexus-agent cost -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, not a check"]
-fn cost_of_sampling() {
-    let mut sampler = Sampler::new(SampleConfig::default());
-    let mut encoder = Encoder::new();
-    let first = sampler.sample(Timestamp(0));
-    let key_frame = encoder.encode(&first).encode_to_vec().len();
-    let cpu = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap();
-    let begin = cpu();
-    let mut bytes = 0;
-    for round in 1..=100 {
-        let snapshot = sampler.sample(Timestamp(round * 10_000));
-        bytes += encoder.encode(&snapshot).encode_to_vec().len();
-    }
-    println!(
-        "{} series, {:?} CPU a sample with encoding, key frame {key_frame} bytes, report {} bytes",
-        first.samples.len(),
-        (cpu() - begin) / 100,
-        bytes / 100
-    );
-    for (name, outcome) in COLLECTORS
-        .iter()
-        .zip(&sampler.outcomes)
-        .map(|((n, _), o)| (n, o))
-    {
-        println!("{name:12} {:?}", outcome.took);
-    }
 }

@@ -1,0 +1,114 @@
+//! A real agent with a state folder of its own.
+
+use std::path::{Path, PathBuf};
+
+use tokio::process::Command;
+
+use crate::{
+    fault::{Fault, Outcome},
+    process::{self, Process},
+    programs::Programs,
+};
+
+/// An agent, running or stopped.
+#[derive(Debug)]
+pub struct Agent {
+    dir: PathBuf,
+    name: String,
+    settings: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// One that has not enrolled yet. `settings` are `KEY=VALUE`.
+    #[must_use]
+    pub fn new(dir: &Path, name: &str, settings: &[&str]) -> Self {
+        Self {
+            dir: dir.join(name),
+            name: name.to_owned(),
+            settings: settings.iter().map(|text| (*text).to_owned()).collect(),
+            process: None,
+        }
+    }
+
+    /// Replaces a setting from the next start on.
+    pub fn set(&mut self, key: &str, value: &str) {
+        let prefix = format!("{key}=");
+        self.settings
+            .retain(|setting| !setting.starts_with(&prefix));
+        self.settings.push(format!("{prefix}{value}"));
+    }
+
+    /// The program with this agent's folder and settings.
+    pub async fn command(&self) -> Outcome<Command> {
+        let config = self.dir.with_extension("toml");
+        std::fs::write(&config, "").map_err(Fault::io("configuration"))?;
+        let mut command = Programs::built().await?.command("nexus-agent");
+        command.arg("--config").arg(config);
+        command.arg("--state-dir").arg(&self.dir);
+        command.arg("--set").arg(format!("name={}", self.name));
+        for setting in &self.settings {
+            command.arg("--set").arg(setting);
+        }
+        Ok(command)
+    }
+
+    /// Enrols; the error is what the agent said.
+    pub async fn enroll(&self, token: &str) -> Outcome {
+        let mut command = self.command().await?;
+        let output = process::run(command.args(["enroll", "-"]), token.as_bytes()).await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Fault::new(
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
+    }
+
+    /// Starts it.
+    pub async fn start(&mut self) -> Outcome {
+        let log = self.dir.with_extension("log");
+        self.process = Some(Process::start(self.command().await?.arg("run"), &log)?);
+        Ok(())
+    }
+
+    /// TERM and its end.
+    pub async fn stop(&mut self) -> Outcome {
+        match self.process.take() {
+            Some(mut process) => process.stop().await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// KILL for its process alone; jobs are in groups of their own.
+    pub async fn kill(&mut self) -> Outcome {
+        match self.process.take() {
+            Some(mut process) => process.kill().await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The state folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What it asks to be called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process id while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Process::id)
+    }
+
+    /// Its log so far.
+    #[must_use]
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(self.dir.with_extension("log")).unwrap_or_default()
+    }
+}
