@@ -12,6 +12,7 @@ mod db;
 pub mod entry;
 mod error;
 mod log;
+mod query;
 mod rows;
 mod shard;
 mod store;
@@ -19,8 +20,9 @@ mod watch;
 mod writer;
 
 pub use error::StoreError;
+pub use query::{QueryOptions, QueryStream};
 pub use rows::{
     ColumnInfo, JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,
     TrustRow, Value, ViewInfo,
 };
-pub use store::{Layout, QueryOptions, QueryStream, Store};
+pub use store::{Layout, Store};

@@ -5,7 +5,6 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use nexus_proto::{
@@ -16,6 +15,7 @@ use nexus_proto::{
 use nexus_runtime::clock::Clock;
 
 use rusqlite::Connection;
+use tokio::sync::Semaphore;
 
 use crate::{
     StoreError,
@@ -23,14 +23,20 @@ use crate::{
     control::{self, Control},
     db::{self, FolderLock},
     entry::{ControlEntry, Entry, Outcome, SessionsLost, SlotTable},
+    query::{self, NodeMetrics, Places, QueryOptions, QueryStream},
     rows::{
         JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,
-        TrustRow, Value, ViewInfo,
+        TrustRow, ViewInfo,
     },
     shard::{self, Shard, metrics},
     watch::Watches,
     writer::Writer,
 };
+
+/// Queries that run at the same time; more wait.
+const QUERIES: usize = 4;
+/// A query attaches every shard, the control file and the audit file; SQLite attaches ten at most.
+const SHARDS_MAX: u16 = 8;
 
 /// How a new store is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -39,47 +45,10 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// This many shards, at least one, sharing the slots evenly.
+    /// This many shards, 1 to 8, sharing the slots evenly.
     #[must_use]
     pub fn new(shards: u16) -> Self {
-        Self {
-            shards: shards.clamp(1, 64),
-        }
-    }
-}
-
-/// What a query may cost.
-#[derive(Debug, Clone)]
-pub struct QueryOptions {
-    /// Show things as they were then.
-    pub as_of: Option<Timestamp>,
-    /// Rows at most; 0: the largest limit.
-    pub limit: usize,
-    /// It ends after this.
-    pub timeout: Duration,
-    /// Only these nodes are seen; `None`: all.
-    pub nodes: Option<Vec<NodeId>>,
-}
-
-/// The answer to a query: its columns, then rows in bounded batches.
-#[derive(Debug)]
-pub struct QueryStream {
-    /// Names of the columns.
-    pub columns: Vec<String>,
-    #[expect(dead_code, reason = "filled with the query")]
-    rows: Option<Value>,
-}
-
-impl QueryStream {
-    /// The next rows; `None` after the last. An error ends the answer.
-    pub async fn next(&mut self) -> Option<Result<Vec<Vec<Value>>, StoreError>> {
-        None
-    }
-
-    /// Whether the row limit cut the answer; known once the rows have ended.
-    #[must_use]
-    pub fn truncated(&self) -> bool {
-        false
+        Self { shards }
     }
 }
 
@@ -98,6 +67,8 @@ struct Inner {
     audit: AuditWriter,
     audit_reader: Mutex<Connection>,
     watches: Watches,
+    queries: Arc<Semaphore>,
+    clock: Clock,
     #[expect(dead_code, reason = "held until the store is gone")]
     lock: FolderLock,
 }
@@ -141,6 +112,12 @@ fn shard_folder(dir: &Path, shard: u16) -> PathBuf {
 impl Store {
     /// Makes an empty store in a folder that holds none.
     pub fn create(dir: &Path, layout: Layout) -> Result<(), StoreError> {
+        if !(1..=SHARDS_MAX).contains(&layout.shards) {
+            let shards = layout.shards;
+            return Err(StoreError::Invalid(format!(
+                "{shards} shards: a store has 1 to {SHARDS_MAX}"
+            )));
+        }
         db::make_folder(dir)?;
         let _lock = db::lock_folder(dir)?;
         let control = dir.join("control");
@@ -224,6 +201,8 @@ impl Store {
             audit,
             audit_reader,
             watches,
+            queries: Arc::new(Semaphore::new(QUERIES)),
+            clock,
             lock,
         };
         Ok(Self {
@@ -420,18 +399,71 @@ impl Store {
     }
 
     /// Runs one read-only statement over the documented views.
-    pub async fn query(
-        &self,
-        _sql: &str,
-        _options: QueryOptions,
-    ) -> Result<QueryStream, StoreError> {
-        Err(StoreError::Closed)
+    pub async fn query(&self, sql: &str, options: QueryOptions) -> Result<QueryStream, StoreError> {
+        let inner = &self.inner;
+        let permit = Arc::clone(&inner.queries)
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        let state = |number: u16| shard_folder(&inner.dir, number).join("state.db");
+        let places = Places {
+            shards: (0..self.shards()).map(state).collect(),
+            control: inner.dir.join("control").join("state.db"),
+            audit: inner.dir.join("audit.db"),
+        };
+        let mut nodes = Vec::new();
+        if query::names_metrics(sql) {
+            let permitted = |id: &NodeId| {
+                options
+                    .nodes
+                    .as_ref()
+                    .is_none_or(|nodes| nodes.contains(id))
+            };
+            nodes = self.nodes(None)?;
+            nodes.retain(|node| permitted(&node.id));
+        }
+        let nodes = nodes.into_iter().map(|node| NodeMetrics {
+            id: node.id.to_string(),
+            name: node.name,
+            newest: self.newest(node.id),
+        });
+        let until = options.as_of.unwrap_or(Timestamp(i64::MAX));
+        // Weak, so that a query that goes on does not keep a closed store's folder.
+        let weak = Arc::downgrade(&self.inner);
+        let history = move |id: &str, name: &str| {
+            let node: NodeId = id
+                .parse()
+                .map_err(|e: nexus_proto::ids::IdError| e.to_string())?;
+            let store = Store {
+                inner: weak.upgrade().ok_or("the store is closed")?,
+            };
+            let points = store
+                .history(node, name, Timestamp(i64::MIN), until)
+                .map_err(|e| e.to_string())?;
+            Ok(points
+                .into_iter()
+                .map(|point| (point.key, point.value, point.time))
+                .collect())
+        };
+        let metrics = query::Metrics {
+            nodes: Arc::new(nodes.collect()),
+            history: Arc::new(history),
+        };
+        query::start(
+            sql.to_owned(),
+            options,
+            places,
+            metrics,
+            inner.clock.clone(),
+            permit,
+        )
+        .await
     }
 
     /// The views a query may name.
     #[must_use]
     pub fn schema(&self) -> Vec<ViewInfo> {
-        Vec::new()
+        query::schema()
     }
 
     /// Ends the writers after what they hold is committed. Also done when the last clone is dropped.

@@ -1,5 +1,12 @@
 //! A store on real files: what is appended is applied once, survives reopening, and follows from the log.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail as tests do"
+)]
+
 use std::sync::Arc;
 
 use nexus_proto::{

@@ -57,10 +57,6 @@ impl Memory {
         self.newest.get(&node)
     }
 
-    pub(crate) fn all(&self) -> impl Iterator<Item = (NodeId, &Newest)> {
-        self.newest.iter().map(|(node, newest)| (*node, newest))
-    }
-
     fn take_in(
         &mut self,
         node: NodeId,

@@ -1,0 +1,268 @@
+//! Metrics as virtual tables: newest values straight from memory, history from chunks and head.
+
+use std::{
+    borrow::Cow,
+    ffi::{CStr, c_int},
+    marker::PhantomData,
+    sync::Arc,
+};
+
+use nexus_proto::{metrics::SeriesKey, time::Timestamp};
+use rusqlite::{
+    Connection, ffi,
+    types::{Null, ValueRef},
+    vtab::{
+        Context, Filters, IndexConstraintOp, IndexInfo, Module, VTab, VTabConfig, VTabConnection,
+        VTabCursor,
+    },
+};
+
+use crate::rows::Newest;
+
+/// One value to show.
+pub(crate) type Shown = (Arc<SeriesKey>, f64, Timestamp);
+
+/// A node with its newest report.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeMetrics {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) newest: Option<Newest>,
+}
+
+type Fetch = dyn Fn(&str, &str) -> Result<Vec<Shown>, String> + Send + Sync;
+
+/// Where values come from.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) nodes: Arc<Vec<NodeMetrics>>,
+    /// Of a node's id and a metric's name. None: the newest values are shown.
+    pub(super) history: Option<Arc<Fetch>>,
+}
+
+/// Makes the table known to a connection.
+pub(super) fn register(
+    connection: &Connection,
+    name: &CStr,
+    source: Source,
+) -> rusqlite::Result<()> {
+    const MODULE: Module<'_, Table> = Module::eponymous_only_module();
+    connection.create_module(name, &MODULE, Some(source))
+}
+
+const BY_NODE: c_int = 1;
+const BY_ID: c_int = 2;
+const BY_NAME: c_int = 4;
+
+#[repr(C)]
+struct Table {
+    /// SQLite's part: must be first.
+    base: ffi::sqlite3_vtab,
+    source: Source,
+}
+
+#[expect(
+    unsafe_code,
+    reason = "rusqlite asks for the layout promise of a virtual table"
+)]
+// SAFETY: Table is repr(C) and begins with sqlite3_vtab, as the trait demands.
+unsafe impl<'vtab> VTab<'vtab> for Table {
+    type Aux = Source;
+    type Cursor = Cursor<'vtab>;
+
+    fn connect(
+        db: &mut VTabConnection,
+        aux: Option<&Source>,
+        _: &[u8],
+        _: &[u8],
+        _: &[u8],
+        _: &[&[u8]],
+    ) -> rusqlite::Result<(Cow<'static, CStr>, Self)> {
+        let source = aux
+            .cloned()
+            .ok_or_else(|| failure("no source of metrics"))?;
+        db.config(VTabConfig::Innocuous)?;
+        let base = ffi::sqlite3_vtab::default();
+        let schema = Cow::Borrowed(
+            c"CREATE TABLE x (node TEXT, node_id TEXT, name TEXT, labels TEXT, value REAL, time TEXT)",
+        );
+        Ok((schema, Self { base, source }))
+    }
+
+    fn best_index(&self, info: &mut IndexInfo) -> rusqlite::Result<bool> {
+        let mut wanted = [None; 3];
+        for (at, constraint) in info.constraints().enumerate() {
+            let column = usize::try_from(constraint.column()).unwrap_or(usize::MAX);
+            if constraint.is_usable()
+                && constraint.operator() == IndexConstraintOp::SQLITE_INDEX_CONSTRAINT_EQ
+                && let Some(slot) = wanted.get_mut(column)
+            {
+                *slot = Some(at);
+            }
+        }
+        let mut cost = 1e7;
+        let mut chosen = 0;
+        let mut arguments = 0;
+        for (slot, bit) in wanted.into_iter().zip([BY_NODE, BY_ID, BY_NAME]) {
+            let Some(at) = slot else { continue };
+            arguments += 1;
+            // SQLite checks the value again, so a filter need not be exact.
+            info.constraint_usage(at).set_argv_index(arguments);
+            chosen |= bit;
+            cost /= 100.0;
+        }
+        info.set_idx_num(chosen);
+        info.set_estimated_cost(cost);
+        Ok(true)
+    }
+
+    fn open(&'vtab mut self) -> rusqlite::Result<Cursor<'vtab>> {
+        Ok(Cursor {
+            base: ffi::sqlite3_vtab_cursor::default(),
+            source: self.source.clone(),
+            node: None,
+            id: None,
+            name: None,
+            at: 0,
+            sample: 0,
+            fetched: Vec::new(),
+            row: 0,
+            table: PhantomData,
+        })
+    }
+}
+
+#[repr(C)]
+struct Cursor<'vtab> {
+    /// SQLite's part: must be first.
+    base: ffi::sqlite3_vtab_cursor,
+    source: Source,
+    node: Option<String>,
+    id: Option<String>,
+    name: Option<String>,
+    /// Place among the nodes.
+    at: usize,
+    /// Place among the node's values.
+    sample: usize,
+    /// History of the node at `at`.
+    fetched: Vec<Shown>,
+    row: i64,
+    table: PhantomData<&'vtab Table>,
+}
+
+impl Cursor<'_> {
+    fn current(&self) -> Option<(&NodeMetrics, &Arc<SeriesKey>, f64, Timestamp)> {
+        let node = self.source.nodes.get(self.at)?;
+        if self.source.history.is_some() {
+            let (key, value, time) = self.fetched.get(self.sample)?;
+            return Some((node, key, *value, *time));
+        }
+        let newest = node.newest.as_ref()?;
+        let sample = newest.snapshot.samples.get(self.sample)?;
+        Some((node, &sample.key, sample.value, newest.time))
+    }
+
+    /// Goes on from a node's values to the next value that fits.
+    fn settle(&mut self) -> rusqlite::Result<()> {
+        loop {
+            let Some(node) = self.source.nodes.get(self.at) else {
+                return Ok(());
+            };
+            let fits = self
+                .node
+                .as_ref()
+                .is_none_or(|wanted| *wanted == node.name || *wanted == node.id)
+                && self.id.as_ref().is_none_or(|wanted| *wanted == node.id);
+            if fits {
+                if self.sample == 0
+                    && let (Some(fetch), Some(name)) = (&self.source.history, &self.name)
+                {
+                    self.fetched = fetch(&node.id, name).map_err(|e| failure(&e))?;
+                }
+                while let Some((_, key, ..)) = self.current() {
+                    if self.name.as_ref().is_none_or(|wanted| *wanted == key.name) {
+                        return Ok(());
+                    }
+                    self.sample += 1;
+                }
+            }
+            self.fetched.clear();
+            (self.at, self.sample) = (self.at + 1, 0);
+        }
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "rusqlite asks for the layout promise of a cursor"
+)]
+// SAFETY: Cursor is repr(C) and begins with sqlite3_vtab_cursor, as the trait demands.
+unsafe impl VTabCursor for Cursor<'_> {
+    fn filter(
+        &mut self,
+        chosen: c_int,
+        _: Option<&str>,
+        arguments: &Filters<'_>,
+    ) -> rusqlite::Result<()> {
+        (self.node, self.id, self.name) = (None, None, None);
+        (self.at, self.sample, self.row) = (0, 0, 0);
+        self.fetched.clear();
+        let mut values = arguments.iter().map(|value| match value {
+            ValueRef::Text(text) => String::from_utf8(text.to_vec()).ok(),
+            _ => None,
+        });
+        for (bit, slot) in [
+            (BY_NODE, &mut self.node),
+            (BY_ID, &mut self.id),
+            (BY_NAME, &mut self.name),
+        ] {
+            if chosen & bit != 0 {
+                *slot = values.next().flatten();
+            }
+        }
+        let whose = self.node.is_some() || self.id.is_some();
+        if self.source.history.is_some() && !(whose && self.name.is_some()) {
+            return Err(failure(
+                "metric_history asks for node = … (or node_id = …) AND name = …",
+            ));
+        }
+        self.settle()
+    }
+
+    fn next(&mut self) -> rusqlite::Result<()> {
+        self.sample += 1;
+        self.row += 1;
+        self.settle()
+    }
+
+    fn eof(&self) -> bool {
+        self.current().is_none()
+    }
+
+    fn column(&self, context: &mut Context, column: c_int) -> rusqlite::Result<()> {
+        let Some((node, key, value, time)) = self.current() else {
+            return Ok(());
+        };
+        match column {
+            0 => context.set_result(&node.name),
+            1 => context.set_result(&node.id),
+            2 => context.set_result(&key.name),
+            3 => {
+                let labels: std::collections::BTreeMap<_, _> =
+                    key.labels.iter().map(|(k, v)| (k, v)).collect();
+                context.set_result(&serde_json::to_string(&labels).unwrap_or_default())
+            }
+            4 if value.is_nan() => context.set_result(&Null),
+            4 => context.set_result(&value),
+            _ => context.set_result(&time.to_string()),
+        }
+    }
+
+    fn rowid(&self) -> rusqlite::Result<i64> {
+        Ok(self.row)
+    }
+}
+
+fn failure(what: &str) -> rusqlite::Error {
+    rusqlite::Error::ModuleError(what.to_owned())
+}
