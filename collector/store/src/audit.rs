@@ -180,6 +180,7 @@ impl AuditWriter {
                 while let Some((row, reply)) = rows.blocking_recv() {
                     drop(reply.send(audit.append(row)));
                 }
+                db::finish(&audit.connection);
             })
             .map_err(StoreError::file("cannot start the writer of", path))?;
         Ok(Self {

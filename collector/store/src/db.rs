@@ -118,6 +118,13 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// Brings what is in the WAL into the file itself, since a reader that closes last cannot.
+pub(crate) fn finish(writer: &Connection) {
+    if let Err(error) = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+        tracing::warn!(%error, "a file was closed with its WAL beside it");
+    }
+}
+
 /// A connection to nothing, which files are attached to for one query.
 pub(crate) fn open_query() -> Result<Connection, StoreError> {
     connect(

@@ -98,6 +98,7 @@ impl<F: Facts> Writer<F> {
                 while let Some(command) = commands.blocking_recv() {
                     core.serve(command, &mut commands);
                 }
+                db::finish(&core.rows);
             })
             .map_err(StoreError::file("cannot start the writer of", folder))?;
         Ok(Self {
