@@ -94,13 +94,32 @@ impl Log {
             .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
         let index = self.index + 1;
         let hash = row_hash(index, EPOCH, &self.hash, time, &packed);
-        self.connection
+        let inserted = self
+            .connection
             .prepare_cached(
                 "INSERT INTO log (idx, epoch, prev, time_ms, body, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![index, EPOCH, self.hash, time.as_ms(), packed, hash])?;
+            )
+            .and_then(|mut insert| insert.execute(params![index, EPOCH, self.hash, time.as_ms(), packed, hash]));
+        if let Err(error) = inserted {
+            // A commit that failed at its very end may stand nevertheless: the file decides.
+            self.refresh()?;
+            return Err(error);
+        }
         (self.index, self.hash) = (index, hash);
         Ok(index)
+    }
+
+    fn refresh(&mut self) -> Result<(), rusqlite::Error> {
+        let last = self
+            .connection
+            .query_row(
+                "SELECT idx, hash FROM log ORDER BY idx DESC LIMIT 1",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .optional()?;
+        (self.index, self.hash) = last.unwrap_or((0, [0; 32]));
+        Ok(())
     }
 
     /// The row of that index, checked against its own hash.

@@ -114,7 +114,7 @@ fn replace(
         insert.execute(params_from_iter(values))?;
     }
     let mut close = db.prepare_cached(&format!(
-        "UPDATE {table} SET valid_to_ms = ?2 WHERE row = ?1"
+        "UPDATE {table} SET valid_to_ms = max(?2, valid_from_ms) WHERE row = ?1"
     ))?;
     for id in held.into_values() {
         close.execute(params![id, time.as_ms()])?;
