@@ -14,7 +14,7 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -34,13 +34,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::preface::{Exceeded, Preface};
 
+/// Done when the peer gave up reading a stream of ours.
+pub(crate) type Stopped = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// What the adapter saw of one connection.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Watch {
     /// Cancelled once the peer has opened a unidirectional stream, which a server does after admission.
     pub(crate) heard: CancellationToken,
     /// Streams refused for what they carried outside of DATA.
     pub(crate) refused: AtomicU64,
+    /// Of the call accepted last, until it is taken.
+    stopped: Mutex<Option<Stopped>>,
+}
+
+impl Watch {
+    /// Tells when the peer gives up reading the answer of the call that was accepted last.
+    pub(crate) fn take_stopped(&self) -> Option<Stopped> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, ConnectionError>> + Send + Sync>>;
@@ -120,7 +132,11 @@ impl quic::Connection<Bytes> for Wire {
         };
         let halves =
             ready!(poll_slot(&mut self.accepting_bi, accept, cx)).map_err(connection_fault)?;
-        Poll::Ready(Ok(Bidi::new(halves, &self.opener.watch)))
+        let watch = &self.opener.watch;
+        let bidi = Bidi::new(halves, watch);
+        *watch.stopped.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Box::pin(bidi.stopped()));
+        Poll::Ready(Ok(bidi))
     }
 
     fn opener(&self) -> Self::OpenStreams {
@@ -130,13 +146,13 @@ impl quic::Connection<Bytes> for Wire {
 
 impl quic::OpenStreams<Bytes> for Wire {
     type BidiStream = Bidi;
-    type SendStream = Send;
+    type SendStream = SendHalf;
 
     fn poll_open_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bidi, StreamFault>> {
         self.opener.poll_open_bidi(cx)
     }
 
-    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<Send, StreamFault>> {
+    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<SendHalf, StreamFault>> {
         self.opener.poll_open_send(cx)
     }
 
@@ -147,7 +163,7 @@ impl quic::OpenStreams<Bytes> for Wire {
 
 impl quic::OpenStreams<Bytes> for Opener {
     type BidiStream = Bidi;
-    type SendStream = Send;
+    type SendStream = SendHalf;
 
     fn poll_open_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bidi, StreamFault>> {
         let connection = &self.connection;
@@ -159,7 +175,7 @@ impl quic::OpenStreams<Bytes> for Opener {
         Poll::Ready(Ok(Bidi::new(halves, &self.watch)))
     }
 
-    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<Send, StreamFault>> {
+    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<SendHalf, StreamFault>> {
         let connection = &self.connection;
         let open = || -> Boxed<_> {
             let connection = connection.clone();
@@ -167,7 +183,7 @@ impl quic::OpenStreams<Bytes> for Opener {
         };
         let stream = ready!(poll_slot(&mut self.opening_uni, open, cx)).map_err(lost)?;
         // Control and QPACK streams live as long as their connection and end with it.
-        Poll::Ready(Ok(Send { stream, writing: None, reset_on_drop: false }))
+        Poll::Ready(Ok(SendHalf { stream, writing: None, reset_on_drop: false }))
     }
 
     fn close(&mut self, code: Code, reason: &[u8]) {
@@ -177,20 +193,20 @@ impl quic::OpenStreams<Bytes> for Opener {
 
 /// A call's stream, both ways.
 pub(crate) struct Bidi {
-    send: Send,
+    send: SendHalf,
     recv: Recv,
 }
 
 impl Bidi {
     fn new((send, recv): Halves, watch: &Arc<Watch>) -> Self {
         Self {
-            send: Send { stream: send, writing: None, reset_on_drop: true },
+            send: SendHalf { stream: send, writing: None, reset_on_drop: true },
             recv: Recv::new(recv, Bound::Frames(Preface::new(limits::PREFACE_BYTES)), watch),
         }
     }
 
     /// Done when the peer gave up reading what we send.
-    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + std::marker::Send + 'static {
+    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
         let stopped = self.send.stream.stopped();
         async move {
             match stopped.await {
@@ -203,10 +219,10 @@ impl Bidi {
 }
 
 impl quic::BidiStream<Bytes> for Bidi {
-    type SendStream = Send;
+    type SendStream = SendHalf;
     type RecvStream = Recv;
 
-    fn split(self) -> (Send, Recv) {
+    fn split(self) -> (SendHalf, Recv) {
         (self.send, self.recv)
     }
 }
@@ -250,13 +266,13 @@ impl quic::SendStream<Bytes> for Bidi {
 }
 
 /// The sending half of a stream.
-pub(crate) struct Send {
+pub(crate) struct SendHalf {
     stream: quinn::SendStream,
     writing: Option<WriteBuf<Bytes>>,
     reset_on_drop: bool,
 }
 
-impl quic::SendStream<Bytes> for Send {
+impl quic::SendStream<Bytes> for SendHalf {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamFault>> {
         if let Some(data) = &mut self.writing {
             while data.has_remaining() {
@@ -293,7 +309,7 @@ impl quic::SendStream<Bytes> for Send {
     }
 }
 
-impl Drop for Send {
+impl Drop for SendHalf {
     fn drop(&mut self) {
         if self.reset_on_drop {
             self.stream.reset(varint(Code::H3_REQUEST_CANCELLED.value())).ok();

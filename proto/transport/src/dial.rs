@@ -1,0 +1,469 @@
+//! Connecting: QUIC first, TCP raced when QUIC does not answer, address after address.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response, Uri, uri::PathAndQuery};
+use nexus_pki::tls::server_name;
+use nexus_proto::limits;
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::ClientConfig;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Status, body::Body};
+
+use crate::{
+    fault::Closed,
+    h2, h3_client,
+    peer::{TransportKind, group_name, quic_group},
+    tune::{Windows, quic_transport},
+};
+
+/// QUIC's head start over TCP.
+const HEAD_START: Duration = Duration::from_secs(1);
+/// What QUIC gets once TCP has failed: a machine that refuses TCP seldom answers UDP.
+const LAST_CHANCE: Duration = Duration::from_secs(2);
+
+/// Which transports may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// QUIC, or TCP where QUIC does not come through.
+    #[default]
+    Auto,
+    /// QUIC only.
+    Quic,
+    /// TCP only.
+    Tcp,
+}
+
+impl Mode {
+    /// As in a configuration: `auto`, `quic`, `tcp`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "quic" => Some(Self::Quic),
+            "tcp" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+}
+
+/// One configuration a transport (`nexus_pki::tls::agent_client` with the ALPN of each).
+#[derive(Clone)]
+pub struct DialTls {
+    /// HTTP/3.
+    pub quic: Arc<ClientConfig>,
+    /// HTTP/2.
+    pub tcp: Arc<ClientConfig>,
+}
+
+/// Connects to the first of several addresses that answers.
+#[derive(Clone)]
+pub struct Dialer {
+    addresses: Vec<String>,
+    tls: DialTls,
+    mode: Mode,
+    windows: Windows,
+    udp_blocked: Arc<AtomicBool>,
+}
+
+/// What one attempt came to.
+#[derive(Debug)]
+pub struct Attempt {
+    /// As configured.
+    pub address: String,
+    /// What it resolved to, if it did.
+    pub remote: Option<SocketAddr>,
+    /// Over which transport, once that far.
+    pub transport: Option<TransportKind>,
+    /// What went wrong.
+    pub fault: Fault,
+}
+
+/// What goes wrong with an attempt.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The name.
+    #[error("cannot resolve the name: {0}")]
+    Resolve(io::Error),
+    /// No answer.
+    #[error("no answer within {}s", .0.as_secs())]
+    Timeout(Duration),
+    /// The operating system or the machine there.
+    #[error("{0}")]
+    Io(io::Error),
+    /// The connection was refused or broke.
+    #[error("{0}")]
+    Closed(Closed),
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address)?;
+        if let Some(remote) = self.remote
+            && remote.to_string() != self.address
+        {
+            write!(f, " ({remote})")?;
+        }
+        if let Some(transport) = self.transport {
+            write!(f, " over {transport}")?;
+        }
+        write!(f, ": {}", self.fault)
+    }
+}
+
+/// No address answered.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// There was none to try.
+    #[error("no address to connect to")]
+    NoAddress,
+    /// Every attempt, in order.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Failed(Vec<Attempt>),
+}
+
+impl DialError {
+    /// Whether a peer was reached and a certificate was refused, by either side.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        let Self::Failed(attempts) = self else { return false };
+        attempts.iter().any(|attempt| {
+            matches!(attempt.fault, Fault::Closed(Closed::Certificate(_) | Closed::Peer(_)))
+        })
+    }
+}
+
+/// An established connection. Dropping it and all channels of it ends it.
+pub struct Connection {
+    /// Makes calls.
+    pub channel: Channel,
+    /// What carries it.
+    pub transport: TransportKind,
+    /// The negotiated group, by its IANA name.
+    pub key_exchange: String,
+    /// Where it leads.
+    pub remote: SocketAddr,
+    end: End,
+}
+
+#[derive(Clone)]
+enum End {
+    Quic(quinn::Connection),
+    Tcp { ended: h2::Ended, _stop: Arc<DropGuard>, token: CancellationToken, rtt: Duration },
+}
+
+impl Connection {
+    /// The round trip: of now on QUIC, of the TCP handshake on TCP.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        match &self.end {
+            End::Quic(connection) => connection.rtt(),
+            End::Tcp { rtt, .. } => *rtt,
+        }
+    }
+
+    /// Waits until the connection has ended; why. The future outlives the connection's handle.
+    pub fn closed(&self) -> impl Future<Output = Closed> + Send + 'static {
+        let end = match &self.end {
+            End::Quic(connection) => Ok(connection.clone()),
+            End::Tcp { ended, .. } => Err(ended.clone()),
+        };
+        async move {
+            match end {
+                Ok(connection) => Closed::of_quic(&connection.closed().await),
+                Err(mut ended) => h2::wait(&mut ended).await,
+            }
+        }
+    }
+
+    /// Ends it at once.
+    pub fn close(&self, reason: &str) {
+        match &self.end {
+            // H3_NO_ERROR (RFC 9114, section 8.1).
+            End::Quic(connection) => connection.close(0x100_u32.into(), reason.as_bytes()),
+            End::Tcp { token, .. } => token.cancel(),
+        }
+    }
+}
+
+/// Makes calls; for tonic's generated clients. Cheap to clone.
+#[derive(Clone)]
+pub struct Channel {
+    calls: Calls,
+    authority: http::uri::Authority,
+    _stop: Option<Arc<DropGuard>>,
+}
+
+#[derive(Clone)]
+enum Calls {
+    H3(h3_client::Calls),
+    H2(h2::Calls),
+}
+
+impl tower_service::Service<Request<Body>> for Channel {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let path = request.uri().path_and_query().cloned();
+        let uri = Uri::builder()
+            .scheme("https")
+            .authority(self.authority.clone())
+            .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
+            .build();
+        match uri {
+            Ok(uri) => *request.uri_mut() = uri,
+            Err(error) => {
+                return Box::pin(std::future::ready(Err(Status::internal(error.to_string()))));
+            }
+        }
+        match self.calls.clone() {
+            Calls::H3(calls) => Box::pin(calls.call(request)),
+            Calls::H2(calls) => Box::pin(calls.call(request)),
+        }
+    }
+}
+
+impl Dialer {
+    /// For agents: `HOST:PORT` addresses, tried in turn.
+    #[must_use]
+    pub fn new(addresses: Vec<String>, tls: DialTls, mode: Mode, windows: Windows) -> Self {
+        Self { addresses, tls, mode, windows, udp_blocked: Arc::default() }
+    }
+
+    /// The same with another mode; [`Mode::Quic`] finds out whether UDP comes through by now.
+    #[must_use]
+    pub fn with_mode(&self, mode: Mode) -> Self {
+        Self { mode, ..self.clone() }
+    }
+
+    /// Whether TCP was taken last because QUIC did not come through. QUIC then gets no head start.
+    #[must_use]
+    pub fn udp_blocked(&self) -> bool {
+        self.udp_blocked.load(Ordering::Relaxed)
+    }
+
+    /// Connects. A connection that is returned has been admitted by its peer.
+    pub async fn connect(&self) -> Result<Connection, DialError> {
+        if self.addresses.is_empty() {
+            return Err(DialError::NoAddress);
+        }
+        let mut attempts = Vec::new();
+        for address in &self.addresses {
+            match resolve(address).await {
+                Ok(remotes) => {
+                    for remote in remotes {
+                        match self.reach(address, remote, &mut attempts).await {
+                            Some(connection) => return Ok(connection),
+                            None => continue,
+                        }
+                    }
+                }
+                Err(fault) => attempts.push(failed(address, None, None, fault)),
+            }
+        }
+        Err(DialError::Failed(attempts))
+    }
+
+    async fn reach(
+        &self,
+        address: &str,
+        remote: SocketAddr,
+        attempts: &mut Vec<Attempt>,
+    ) -> Option<Connection> {
+        let tcp = |delay| async move {
+            sleep(delay).await;
+            within(over_tcp(remote, &self.tls.tcp, self.windows)).await
+        };
+        let quic = || within(over_quic(remote, &self.tls.quic, self.windows));
+        let mut note = |transport, fault| {
+            attempts.push(failed(address, Some(remote), Some(transport), fault));
+        };
+        match self.mode {
+            Mode::Quic => match quic().await {
+                Ok(connection) => {
+                    self.udp_blocked.store(false, Ordering::Relaxed);
+                    return Some(connection);
+                }
+                Err(fault) => note(TransportKind::Quic, fault),
+            },
+            Mode::Tcp => match tcp(Duration::ZERO).await {
+                Ok(connection) => return Some(connection),
+                Err(fault) => note(TransportKind::Tcp, fault),
+            },
+            Mode::Auto => {
+                let head_start = if self.udp_blocked() { Duration::ZERO } else { HEAD_START };
+                let (mut quic, mut over_tcp) = (pin!(quic()), pin!(tcp(head_start)));
+                tokio::select! {
+                    biased;
+                    reached = quic.as_mut() => match reached {
+                        Ok(connection) => {
+                            self.udp_blocked.store(false, Ordering::Relaxed);
+                            return Some(connection);
+                        }
+                        Err(fault) => {
+                            note(TransportKind::Quic, fault);
+                            match tcp(Duration::ZERO).await {
+                                Ok(connection) => return Some(connection),
+                                Err(fault) => note(TransportKind::Tcp, fault),
+                            }
+                        }
+                    },
+                    reached = over_tcp.as_mut() => match reached {
+                        Ok(connection) => {
+                            self.udp_blocked.store(true, Ordering::Relaxed);
+                            return Some(connection);
+                        }
+                        Err(fault) => {
+                            note(TransportKind::Tcp, fault);
+                            match timeout(LAST_CHANCE, quic).await {
+                                Ok(Ok(connection)) => return Some(connection),
+                                Ok(Err(fault)) => note(TransportKind::Quic, fault),
+                                Err(_) => note(
+                                    TransportKind::Quic,
+                                    Fault::Timeout(HEAD_START + LAST_CHANCE),
+                                ),
+                            }
+                        }
+                    },
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Connects for enrolment (`nexus_pki::tls::enrol_client`).
+pub async fn enrol_connect(
+    address: &str,
+    tls: Arc<ClientConfig>,
+) -> Result<Connection, DialError> {
+    tcp_connect(address, tls, Windows::agent()).await
+}
+
+/// Connects to an operators' port (`nexus_pki::tls::operator_client`, `operator_login_client`).
+pub async fn operator_connect(
+    address: &str,
+    tls: Arc<ClientConfig>,
+) -> Result<Connection, DialError> {
+    tcp_connect(address, tls, Windows::operator()).await
+}
+
+async fn tcp_connect(
+    address: &str,
+    tls: Arc<ClientConfig>,
+    windows: Windows,
+) -> Result<Connection, DialError> {
+    let both = DialTls { quic: Arc::clone(&tls), tcp: tls };
+    Dialer::new(vec![address.to_owned()], both, Mode::Tcp, windows).connect().await
+}
+
+fn failed(
+    address: &str,
+    remote: Option<SocketAddr>,
+    transport: Option<TransportKind>,
+    fault: Fault,
+) -> Attempt {
+    Attempt { address: address.to_owned(), remote, transport, fault }
+}
+
+async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Fault> {
+    if let Ok(literal) = address.parse() {
+        return Ok(vec![literal]);
+    }
+    let found = timeout(limits::HANDSHAKE_TIMEOUT, tokio::net::lookup_host(address)).await;
+    let found = found.map_err(|_| Fault::Timeout(limits::HANDSHAKE_TIMEOUT))?;
+    Ok(found.map_err(Fault::Resolve)?.collect())
+}
+
+async fn within<T>(attempt: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let limit = limits::HANDSHAKE_TIMEOUT;
+    timeout(limit, attempt).await.unwrap_or(Err(Fault::Timeout(limit)))
+}
+
+fn authority(remote: SocketAddr) -> Result<http::uri::Authority, Fault> {
+    let text = remote.to_string();
+    text.parse().map_err(|error| Fault::Io(io::Error::other(format!("{text}: {error}"))))
+}
+
+async fn over_quic(
+    remote: SocketAddr,
+    tls: &Arc<ClientConfig>,
+    windows: Windows,
+) -> Result<Connection, Fault> {
+    let any = match remote {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let other = |error: String| Fault::Io(io::Error::other(error));
+    let endpoint = quinn::Endpoint::client(SocketAddr::new(any, 0)).map_err(Fault::Io)?;
+    let crypto =
+        QuicClientConfig::try_from(Arc::clone(tls)).map_err(|error| other(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    // A collector opens no calls to an agent.
+    config.transport_config(quic_transport(windows, 0));
+    let connecting = endpoint
+        .connect_with(config, remote, nexus_pki::tls::SERVER_NAME)
+        .map_err(|error| other(error.to_string()))?;
+    let closed = |error| Fault::Closed(Closed::of_quic(&error));
+    let connection = connecting.await.map_err(closed)?;
+    let calls = h3_client::start(connection.clone()).await.map_err(Fault::Closed)?;
+    Ok(Connection {
+        channel: Channel { calls: Calls::H3(calls), authority: authority(remote)?, _stop: None },
+        transport: TransportKind::Quic,
+        key_exchange: quic_group(&connection),
+        remote,
+        end: End::Quic(connection),
+    })
+}
+
+async fn over_tcp(
+    remote: SocketAddr,
+    tls: &Arc<ClientConfig>,
+    windows: Windows,
+) -> Result<Connection, Fault> {
+    let begun = Instant::now();
+    let stream = TcpStream::connect(remote).await.map_err(Fault::Io)?;
+    let rtt = begun.elapsed();
+    stream.set_nodelay(true).map_err(Fault::Io)?;
+    let connector = TlsConnector::from(Arc::clone(tls));
+    let stream = connector
+        .connect(server_name(), stream)
+        .await
+        .map_err(|error| Fault::Closed(Closed::of_error(&error)))?;
+    let group = stream.get_ref().1.negotiated_key_exchange_group();
+    let key_exchange = group.map_or_else(String::new, |group| group_name(group.name()));
+    let token = CancellationToken::new();
+    let stop = Arc::new(token.clone().drop_guard());
+    let (calls, ended) =
+        h2::start(stream, windows, token.clone()).await.map_err(Fault::Closed)?;
+    let channel = Channel {
+        calls: Calls::H2(calls),
+        authority: authority(remote)?,
+        _stop: Some(Arc::clone(&stop)),
+    };
+    let end = End::Tcp { ended, _stop: stop, token, rtt };
+    Ok(Connection { channel, transport: TransportKind::Tcp, key_exchange, remote, end })
+}

@@ -1,0 +1,101 @@
+//! Why connections and calls end, in words.
+
+use std::error::Error as StdError;
+
+use h3::error::{Code, StreamError};
+use quinn::ConnectionError;
+use tonic::Status;
+
+/// The application error code of a connection that was refused or cut; its reason says why.
+pub(crate) const REFUSED: u32 = 0x4e58;
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Closed {
+    /// By this side.
+    #[error("closed by this side")]
+    Local,
+    /// By the peer, with its reason.
+    #[error("the peer closed the connection: {0}")]
+    Peer(String),
+    /// A stateless reset came.
+    #[error("the peer no longer knows the connection, as after a restart")]
+    Restarted,
+    /// Nothing came for too long.
+    #[error("the peer no longer answers")]
+    Silent,
+    /// A certificate was refused, by either side.
+    #[error("{0}")]
+    Certificate(String),
+    /// Anything else.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+}
+
+impl Closed {
+    pub(crate) fn of_quic(error: &ConnectionError) -> Self {
+        match error {
+            ConnectionError::LocallyClosed => Self::Local,
+            ConnectionError::Reset => Self::Restarted,
+            ConnectionError::TimedOut => Self::Silent,
+            ConnectionError::ApplicationClosed(close) => {
+                let reason = String::from_utf8_lossy(&close.reason).into_owned();
+                if reason.is_empty() {
+                    Self::Peer(format!("code {:#x}", close.error_code.into_inner()))
+                } else {
+                    Self::Peer(reason)
+                }
+            }
+            ConnectionError::TransportError(error) => nexus_pki::tls::refusal_of(error)
+                .map_or_else(|| Self::Broken(error.to_string()), Self::Certificate),
+            ConnectionError::ConnectionClosed(close) => {
+                let reason = String::from_utf8_lossy(&close.reason).into_owned();
+                if reason.is_empty() { Self::Peer(close.to_string()) } else { Self::Peer(reason) }
+            }
+            other => Self::Broken(other.to_string()),
+        }
+    }
+
+    pub(crate) fn of_error(error: &(dyn StdError + 'static)) -> Self {
+        nexus_pki::tls::refusal_of(error)
+            .map_or_else(|| Self::Broken(chain(error)), Self::Certificate)
+    }
+}
+
+/// An error with its sources, in one line.
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let said = source.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = source.source();
+    }
+    text
+}
+
+/// gRPC's status for what became of a call's HTTP/3 stream.
+pub(crate) fn status_of(error: &StreamError, connection: &quinn::Connection) -> Status {
+    if let Some(closed) = connection.close_reason() {
+        return Status::unavailable(Closed::of_quic(&closed).to_string());
+    }
+    match error {
+        StreamError::HeaderTooBig { actual_size, max_size, .. } => Status::resource_exhausted(
+            format!("headers of {actual_size} bytes are more than the {max_size} allowed"),
+        ),
+        StreamError::RemoteTerminate { code, .. } if *code == Code::H3_EXCESSIVE_LOAD => {
+            Status::resource_exhausted("the peer refused the call: too many bytes before its data")
+        }
+        StreamError::RemoteTerminate { code, .. } if *code == Code::H3_REQUEST_REJECTED => {
+            Status::unavailable("the peer takes no more calls on this connection")
+        }
+        StreamError::RemoteTerminate { code, .. } => {
+            Status::cancelled(format!("the peer ended the call: {code}"))
+        }
+        StreamError::StreamError { reason, .. } => Status::internal(reason.clone()),
+        // What the library tells of the connection: it closes, or it has ended.
+        other => Status::unavailable(chain(other)),
+    }
+}
