@@ -92,7 +92,12 @@ enum State {
 
 impl<R, K> Incoming<R, K> {
     pub(crate) fn new(stream: R, connection: quinn::Connection, kept: K) -> Self {
-        Self { stream, connection, state: State::Data, _kept: kept }
+        Self {
+            stream,
+            connection,
+            state: State::Data,
+            _kept: kept,
+        }
     }
 }
 

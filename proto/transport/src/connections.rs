@@ -115,7 +115,12 @@ impl Connections {
     pub fn new(limits: Limits) -> Self {
         let handshakes = Arc::new(Semaphore::new(limits.handshakes));
         let (counters, live) = Default::default();
-        Self(Arc::new(Inner { limits, counters, handshakes, live }))
+        Self(Arc::new(Inner {
+            limits,
+            counters,
+            handshakes,
+            live,
+        }))
     }
 
     /// What was seen.
@@ -127,7 +132,9 @@ impl Connections {
     /// Ends every connection of an identity; how many there were.
     pub fn cut(&self, identity: &SpiffeId, reason: &str) -> usize {
         let live = self.live();
-        let Some(cuts) = live.by_identity.get(identity) else { return 0 };
+        let Some(cuts) = live.by_identity.get(identity) else {
+            return 0;
+        };
         for cut in cuts.values() {
             cut.reason.set(reason.to_owned()).ok();
             cut.token.cancel();
@@ -194,7 +201,10 @@ impl Slot {
     pub(crate) fn identify(&mut self, identity: &SpiffeId) {
         let cut = Arc::clone(&self.cut);
         let mut live = self.connections.live();
-        live.by_identity.entry(identity.clone()).or_default().insert(self.id, cut);
+        live.by_identity
+            .entry(identity.clone())
+            .or_default()
+            .insert(self.id, cut);
         drop(live);
         self.identity = Some(identity.clone());
     }

@@ -143,9 +143,14 @@ impl DialError {
     /// Whether a peer was reached and a certificate was refused, by either side.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        let Self::Failed(attempts) = self else { return false };
+        let Self::Failed(attempts) = self else {
+            return false;
+        };
         attempts.iter().any(|attempt| {
-            matches!(attempt.fault, Fault::Closed(Closed::Certificate(_) | Closed::Peer(_)))
+            matches!(
+                attempt.fault,
+                Fault::Closed(Closed::Certificate(_) | Closed::Peer(_))
+            )
         })
     }
 }
@@ -166,7 +171,12 @@ pub struct Connection {
 #[derive(Clone)]
 enum End {
     Quic(quinn::Connection),
-    Tcp { ended: h2::Ended, _stop: Arc<DropGuard>, token: CancellationToken, rtt: Duration },
+    Tcp {
+        ended: h2::Ended,
+        _stop: Arc<DropGuard>,
+        token: CancellationToken,
+        rtt: Duration,
+    },
 }
 
 impl Connection {
@@ -250,13 +260,22 @@ impl Dialer {
     /// For agents: `HOST:PORT` addresses, tried in turn.
     #[must_use]
     pub fn new(addresses: Vec<String>, tls: DialTls, mode: Mode, windows: Windows) -> Self {
-        Self { addresses, tls, mode, windows, udp_blocked: Arc::default() }
+        Self {
+            addresses,
+            tls,
+            mode,
+            windows,
+            udp_blocked: Arc::default(),
+        }
     }
 
     /// The same with another mode; [`Mode::Quic`] finds out whether UDP comes through by now.
     #[must_use]
     pub fn with_mode(&self, mode: Mode) -> Self {
-        Self { mode, ..self.clone() }
+        Self {
+            mode,
+            ..self.clone()
+        }
     }
 
     /// Whether TCP was taken last because QUIC did not come through. QUIC then gets no head start.
@@ -314,7 +333,11 @@ impl Dialer {
                 Err(fault) => note(TransportKind::Tcp, fault),
             },
             Mode::Auto => {
-                let head_start = if self.udp_blocked() { Duration::ZERO } else { HEAD_START };
+                let head_start = if self.udp_blocked() {
+                    Duration::ZERO
+                } else {
+                    HEAD_START
+                };
                 let (mut quic, mut over_tcp) = (pin!(quic()), pin!(tcp(head_start)));
                 tokio::select! {
                     biased;
@@ -356,10 +379,7 @@ impl Dialer {
 }
 
 /// Connects for enrolment (`nexus_pki::tls::enrol_client`).
-pub async fn enrol_connect(
-    address: &str,
-    tls: Arc<ClientConfig>,
-) -> Result<Connection, DialError> {
+pub async fn enrol_connect(address: &str, tls: Arc<ClientConfig>) -> Result<Connection, DialError> {
     tcp_connect(address, tls, Windows::agent()).await
 }
 
@@ -376,8 +396,13 @@ async fn tcp_connect(
     tls: Arc<ClientConfig>,
     windows: Windows,
 ) -> Result<Connection, DialError> {
-    let both = DialTls { quic: Arc::clone(&tls), tcp: tls };
-    Dialer::new(vec![address.to_owned()], both, Mode::Tcp, windows).connect().await
+    let both = DialTls {
+        quic: Arc::clone(&tls),
+        tcp: tls,
+    };
+    Dialer::new(vec![address.to_owned()], both, Mode::Tcp, windows)
+        .connect()
+        .await
 }
 
 fn failed(
@@ -386,7 +411,12 @@ fn failed(
     transport: Option<TransportKind>,
     fault: Fault,
 ) -> Attempt {
-    Attempt { address: address.to_owned(), remote, transport, fault }
+    Attempt {
+        address: address.to_owned(),
+        remote,
+        transport,
+        fault,
+    }
 }
 
 async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Fault> {
@@ -400,12 +430,15 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Fault> {
 
 async fn within<T>(attempt: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     let limit = limits::HANDSHAKE_TIMEOUT;
-    timeout(limit, attempt).await.unwrap_or(Err(Fault::Timeout(limit)))
+    timeout(limit, attempt)
+        .await
+        .unwrap_or(Err(Fault::Timeout(limit)))
 }
 
 fn authority(remote: SocketAddr) -> Result<http::uri::Authority, Fault> {
     let text = remote.to_string();
-    text.parse().map_err(|error| Fault::Io(io::Error::other(format!("{text}: {error}"))))
+    text.parse()
+        .map_err(|error| Fault::Io(io::Error::other(format!("{text}: {error}"))))
 }
 
 async fn over_quic(
@@ -429,9 +462,15 @@ async fn over_quic(
         .map_err(|error| other(error.to_string()))?;
     let closed = |error| Fault::Closed(Closed::of_quic(&error));
     let connection = connecting.await.map_err(closed)?;
-    let calls = h3_client::start(connection.clone()).await.map_err(Fault::Closed)?;
+    let calls = h3_client::start(connection.clone())
+        .await
+        .map_err(Fault::Closed)?;
     Ok(Connection {
-        channel: Channel { calls: Calls::H3(calls), authority: authority(remote)?, _stop: None },
+        channel: Channel {
+            calls: Calls::H3(calls),
+            authority: authority(remote)?,
+            _stop: None,
+        },
         transport: TransportKind::Quic,
         key_exchange: quic_group(&connection),
         remote,
@@ -457,13 +496,25 @@ async fn over_tcp(
     let key_exchange = group.map_or_else(String::new, |group| group_name(group.name()));
     let token = CancellationToken::new();
     let stop = Arc::new(token.clone().drop_guard());
-    let (calls, ended) =
-        h2::start(stream, windows, token.clone()).await.map_err(Fault::Closed)?;
+    let (calls, ended) = h2::start(stream, windows, token.clone())
+        .await
+        .map_err(Fault::Closed)?;
     let channel = Channel {
         calls: Calls::H2(calls),
         authority: authority(remote)?,
         _stop: Some(Arc::clone(&stop)),
     };
-    let end = End::Tcp { ended, _stop: stop, token, rtt };
-    Ok(Connection { channel, transport: TransportKind::Tcp, key_exchange, remote, end })
+    let end = End::Tcp {
+        ended,
+        _stop: stop,
+        token,
+        rtt,
+    };
+    Ok(Connection {
+        channel,
+        transport: TransportKind::Tcp,
+        key_exchange,
+        remote,
+        end,
+    })
 }

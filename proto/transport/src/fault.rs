@@ -50,7 +50,11 @@ impl Closed {
                 .map_or_else(|| Self::Broken(error.to_string()), Self::Certificate),
             ConnectionError::ConnectionClosed(close) => {
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
-                if reason.is_empty() { Self::Peer(close.to_string()) } else { Self::Peer(reason) }
+                if reason.is_empty() {
+                    Self::Peer(close.to_string())
+                } else {
+                    Self::Peer(reason)
+                }
             }
             other => Self::Broken(other.to_string()),
         }
@@ -82,9 +86,13 @@ pub(crate) fn status_of(error: &StreamError, connection: &quinn::Connection) -> 
         return Status::unavailable(Closed::of_quic(&closed).to_string());
     }
     match error {
-        StreamError::HeaderTooBig { actual_size, max_size, .. } => Status::resource_exhausted(
-            format!("headers of {actual_size} bytes are more than the {max_size} allowed"),
-        ),
+        StreamError::HeaderTooBig {
+            actual_size,
+            max_size,
+            ..
+        } => Status::resource_exhausted(format!(
+            "headers of {actual_size} bytes are more than the {max_size} allowed"
+        )),
         StreamError::RemoteTerminate { code, .. } if *code == Code::H3_EXCESSIVE_LOAD => {
             Status::resource_exhausted("the peer refused the call: too many bytes before its data")
         }

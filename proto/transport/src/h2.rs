@@ -132,7 +132,10 @@ pub(crate) async fn start(
     stop: CancellationToken,
 ) -> Result<(Calls, Ended), Closed> {
     let heard = CancellationToken::new();
-    let stream = Heard { stream, heard: heard.clone() };
+    let stream = Heard {
+        stream,
+        heard: heard.clone(),
+    };
     let (sender, connection) = hyper::client::conn::http2::Builder::new(Spawner)
         .timer(TokioTimer::new())
         .keep_alive_interval(limits::KEEP_ALIVE)

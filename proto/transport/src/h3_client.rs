@@ -65,8 +65,14 @@ impl Calls {
         let stream = opened.map_err(|error| status_of(&error, &self.connection))?;
         let (send, mut recv) = stream.split();
         // A peer that has read enough may end our half; its answer says the rest.
-        let task = spawn_detached("http3-upload", async move { transmit(body, send).await.ok() });
-        let upload = Upload { task: task.abort_handle(), _sender: self.sender };
+        let task = spawn_detached(
+            "http3-upload",
+            async move { transmit(body, send).await.ok() },
+        );
+        let upload = Upload {
+            task: task.abort_handle(),
+            _sender: self.sender,
+        };
         let answered = recv.recv_response().await;
         let response = answered.map_err(|error| status_of(&error, &self.connection))?;
         Ok(response.map(|()| Body::new(Incoming::new(recv, self.connection, upload))))

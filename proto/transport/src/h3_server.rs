@@ -31,7 +31,10 @@ pub(crate) async fn serve<S: CallService>(
     let watch = Arc::new(Watch::default());
     serve_watched(&connection, &watch, peer, service, connections, cut, drain).await;
     let refused = watch.refused.load(Ordering::Relaxed);
-    connections.counters().streams_refused.fetch_add(refused, Ordering::Relaxed);
+    connections
+        .counters()
+        .streams_refused
+        .fetch_add(refused, Ordering::Relaxed);
 }
 
 async fn serve_watched<S: CallService>(
@@ -92,7 +95,8 @@ async fn answer<S: CallService>(
     mut service: S,
     peer: Peer,
 ) {
-    let resolved = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, resolver.resolve_request()).await;
+    let resolved =
+        tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, resolver.resolve_request()).await;
     let (request, stream) = match resolved {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(error)) => {
@@ -102,17 +106,23 @@ async fn answer<S: CallService>(
         Err(_) => return,
     };
     let (mut send, recv) = stream.split();
-    let mut request =
-        request.map(|()| tonic::body::Body::new(Incoming::new(recv, connection, ())));
+    let mut request = request.map(|()| tonic::body::Body::new(Incoming::new(recv, connection, ())));
     request.extensions_mut().insert(peer);
     let respond = async {
-        if std::future::poll_fn(|cx| service.poll_ready(cx)).await.is_err() {
+        if std::future::poll_fn(|cx| service.poll_ready(cx))
+            .await
+            .is_err()
+        {
             return;
         }
         let Ok(response) = service.call(request).await;
         let (parts, body) = response.into_parts();
         // Errors say that the peer has gone or given up: nobody is left to be told.
-        if send.send_response(http::Response::from_parts(parts, ())).await.is_ok() {
+        if send
+            .send_response(http::Response::from_parts(parts, ()))
+            .await
+            .is_ok()
+        {
             transmit(body, send).await.ok();
         }
     };

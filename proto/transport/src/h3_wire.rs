@@ -51,7 +51,10 @@ pub(crate) struct Watch {
 impl Watch {
     /// Tells when the peer gives up reading the answer of the call that was accepted last.
     pub(crate) fn take_stopped(&self) -> Option<Stopped> {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }
 
@@ -75,8 +78,17 @@ pub(crate) struct Opener {
 
 impl Wire {
     pub(crate) fn new(connection: quinn::Connection, watch: Arc<Watch>) -> Self {
-        let opener = Opener { connection, watch, opening_bi: None, opening_uni: None };
-        Self { opener, accepting_bi: None, accepting_uni: None }
+        let opener = Opener {
+            connection,
+            watch,
+            opening_bi: None,
+            opening_uni: None,
+        };
+        Self {
+            opener,
+            accepting_bi: None,
+            accepting_uni: None,
+        }
     }
 }
 
@@ -118,7 +130,11 @@ impl quic::Connection<Bytes> for Wire {
         let stream =
             ready!(poll_slot(&mut self.accepting_uni, accept, cx)).map_err(connection_fault)?;
         self.opener.watch.heard.cancel();
-        Poll::Ready(Ok(Recv::new(stream, Bound::Total(limits::PREFACE_BYTES), &self.opener.watch)))
+        Poll::Ready(Ok(Recv::new(
+            stream,
+            Bound::Total(limits::PREFACE_BYTES),
+            &self.opener.watch,
+        )))
     }
 
     fn poll_accept_bidi(
@@ -183,7 +199,11 @@ impl quic::OpenStreams<Bytes> for Opener {
         };
         let stream = ready!(poll_slot(&mut self.opening_uni, open, cx)).map_err(lost)?;
         // Control and QPACK streams live as long as their connection and end with it.
-        Poll::Ready(Ok(SendHalf { stream, writing: None, reset_on_drop: false }))
+        Poll::Ready(Ok(SendHalf {
+            stream,
+            writing: None,
+            reset_on_drop: false,
+        }))
     }
 
     fn close(&mut self, code: Code, reason: &[u8]) {
@@ -200,8 +220,16 @@ pub(crate) struct Bidi {
 impl Bidi {
     fn new((send, recv): Halves, watch: &Arc<Watch>) -> Self {
         Self {
-            send: SendHalf { stream: send, writing: None, reset_on_drop: true },
-            recv: Recv::new(recv, Bound::Frames(Preface::new(limits::PREFACE_BYTES)), watch),
+            send: SendHalf {
+                stream: send,
+                writing: None,
+                reset_on_drop: true,
+            },
+            recv: Recv::new(
+                recv,
+                Bound::Frames(Preface::new(limits::PREFACE_BYTES)),
+                watch,
+            ),
         }
     }
 
@@ -287,7 +315,9 @@ impl quic::SendStream<Bytes> for SendHalf {
 
     fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamFault> {
         if self.writing.is_some() {
-            return Err(StreamFault::Unknown("a frame was begun within another".into()));
+            return Err(StreamFault::Unknown(
+                "a frame was begun within another".into(),
+            ));
         }
         self.writing = Some(data.into());
         Ok(())
@@ -295,7 +325,11 @@ impl quic::SendStream<Bytes> for SendHalf {
 
     fn poll_finish(&mut self, _: &mut Context<'_>) -> Poll<Result<(), StreamFault>> {
         self.reset_on_drop = false;
-        Poll::Ready(self.stream.finish().map_err(|fault| StreamFault::Unknown(fault.into())))
+        Poll::Ready(
+            self.stream
+                .finish()
+                .map_err(|fault| StreamFault::Unknown(fault.into())),
+        )
     }
 
     fn reset(&mut self, code: u64) {
@@ -312,7 +346,9 @@ impl quic::SendStream<Bytes> for SendHalf {
 impl Drop for SendHalf {
     fn drop(&mut self) {
         if self.reset_on_drop {
-            self.stream.reset(varint(Code::H3_REQUEST_CANCELLED.value())).ok();
+            self.stream
+                .reset(varint(Code::H3_REQUEST_CANCELLED.value()))
+                .ok();
         }
     }
 }
@@ -332,7 +368,11 @@ pub(crate) struct Recv {
 
 impl Recv {
     fn new(stream: quinn::RecvStream, bound: Bound, watch: &Arc<Watch>) -> Self {
-        Self { stream, bound, watch: Arc::clone(watch) }
+        Self {
+            stream,
+            bound,
+            watch: Arc::clone(watch),
+        }
     }
 
     fn check(&mut self, bytes: &[u8]) -> Result<(), Exceeded> {
@@ -352,7 +392,9 @@ impl quic::RecvStream for Recv {
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamFault>> {
         let chunk = ready!(pin!(self.stream.read_chunk(usize::MAX, true)).poll(cx));
-        let Some(chunk) = chunk.map_err(read_fault)? else { return Poll::Ready(Ok(None)) };
+        let Some(chunk) = chunk.map_err(read_fault)? else {
+            return Poll::Ready(Ok(None));
+        };
         if let Err(exceeded) = self.check(&chunk.bytes) {
             self.watch.refused.fetch_add(1, Ordering::Relaxed);
             self.stop_sending(Code::H3_EXCESSIVE_LOAD.value());
@@ -377,28 +419,31 @@ fn varint(value: u64) -> VarInt {
 
 fn stream_id(id: quinn::StreamId) -> StreamId {
     let id = VarInt::from(id).into_inner();
-    id.try_into().expect("quinn's stream ids are below 2^62, as the library's are")
+    id.try_into()
+        .expect("quinn's stream ids are below 2^62, as the library's are")
 }
 
 fn connection_fault(error: ConnectionError) -> ConnectionFault {
     match error {
-        ConnectionError::ApplicationClosed(close) => {
-            ConnectionFault::ApplicationClose { error_code: close.error_code.into_inner() }
-        }
+        ConnectionError::ApplicationClosed(close) => ConnectionFault::ApplicationClose {
+            error_code: close.error_code.into_inner(),
+        },
         ConnectionError::TimedOut => ConnectionFault::Timeout,
         other => ConnectionFault::Undefined(Arc::new(other)),
     }
 }
 
 fn lost(error: ConnectionError) -> StreamFault {
-    StreamFault::ConnectionErrorIncoming { connection_error: connection_fault(error) }
+    StreamFault::ConnectionErrorIncoming {
+        connection_error: connection_fault(error),
+    }
 }
 
 fn read_fault(error: quinn::ReadError) -> StreamFault {
     match error {
-        quinn::ReadError::Reset(code) => {
-            StreamFault::StreamTerminated { error_code: code.into_inner() }
-        }
+        quinn::ReadError::Reset(code) => StreamFault::StreamTerminated {
+            error_code: code.into_inner(),
+        },
         quinn::ReadError::ConnectionLost(error) => lost(error),
         other => StreamFault::Unknown(other.into()),
     }
@@ -406,9 +451,9 @@ fn read_fault(error: quinn::ReadError) -> StreamFault {
 
 fn write_fault(error: quinn::WriteError) -> StreamFault {
     match error {
-        quinn::WriteError::Stopped(code) => {
-            StreamFault::StreamTerminated { error_code: code.into_inner() }
-        }
+        quinn::WriteError::Stopped(code) => StreamFault::StreamTerminated {
+            error_code: code.into_inner(),
+        },
         quinn::WriteError::ConnectionLost(error) => lost(error),
         other => StreamFault::Unknown(other.into()),
     }

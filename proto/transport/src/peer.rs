@@ -63,15 +63,22 @@ impl Peer {
 }
 
 pub(crate) fn group_name(group: NamedGroup) -> String {
-    group.as_str().map_or_else(|| format!("{group:?}"), str::to_owned)
+    group
+        .as_str()
+        .map_or_else(|| format!("{group:?}"), str::to_owned)
 }
 
 /// The group a QUIC handshake agreed on.
 pub(crate) fn quic_group(connection: &quinn::Connection) -> String {
     connection
         .handshake_data()
-        .and_then(|data| data.downcast::<quinn_proto::crypto::rustls::HandshakeData>().ok())
-        .map_or_else(String::new, |data| group_name(data.negotiated_key_exchange_group))
+        .and_then(|data| {
+            data.downcast::<quinn_proto::crypto::rustls::HandshakeData>()
+                .ok()
+        })
+        .map_or_else(String::new, |data| {
+            group_name(data.negotiated_key_exchange_group)
+        })
 }
 
 /// The chain a QUIC peer presented.
@@ -80,6 +87,10 @@ pub(crate) fn quic_chain(
 ) -> Vec<rustls::pki_types::CertificateDer<'static>> {
     connection
         .peer_identity()
-        .and_then(|chain| chain.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok())
+        .and_then(|chain| {
+            chain
+                .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+                .ok()
+        })
         .map_or_else(Vec::new, |chain| *chain)
 }

@@ -127,7 +127,11 @@ impl AgentPort {
     ) -> io::Result<()> {
         let endpoint = endpoint(self.udp, tls.quic, keys, &serving.connections)?;
         let tracker = TaskTracker::new();
-        let ways = TcpWays { main: tls.tcp, enrol: Some(tls.enrol), roles: &[Role::Agent] };
+        let ways = TcpWays {
+            main: tls.tcp,
+            enrol: Some(tls.enrol),
+            roles: &[Role::Agent],
+        };
         tokio::join!(
             accept_quic(&endpoint, &agents, &serving, &tracker),
             accept_tcp(&self.tcp, ways, &agents, &enrolment, &serving, &tracker),
@@ -135,7 +139,9 @@ impl AgentPort {
         drain(&tracker, &serving).await;
         endpoint.close(REFUSED.into(), b"shutting down");
         // Lets the farewells go out.
-        timeout(std::time::Duration::from_millis(500), endpoint.wait_idle()).await.ok();
+        timeout(std::time::Duration::from_millis(500), endpoint.wait_idle())
+            .await
+            .ok();
         Ok(())
     }
 }
@@ -148,7 +154,9 @@ pub struct OperatorPort {
 impl OperatorPort {
     /// Binds it; `[::]` as in [`AgentPort::bind`].
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { tcp: bind_tcp(address).await? })
+        Ok(Self {
+            tcp: bind_tcp(address).await?,
+        })
     }
 
     /// Where it listens.
@@ -164,7 +172,11 @@ impl OperatorPort {
         serving: Serving,
     ) -> io::Result<()> {
         let tracker = TaskTracker::new();
-        let ways = TcpWays { main: tls, enrol: None, roles: &[Role::Operator] };
+        let ways = TcpWays {
+            main: tls,
+            enrol: None,
+            roles: &[Role::Operator],
+        };
         accept_tcp(&self.tcp, ways, &service, &service, &serving, &tracker).await;
         drain(&tracker, &serving).await;
         Ok(())
@@ -197,7 +209,9 @@ fn endpoint(
     let limits = connections.limits();
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(quic_transport(limits.windows, limits.calls)).migration(true);
+    config
+        .transport_config(quic_transport(limits.windows, limits.calls))
+        .migration(true);
     let runtime = Arc::new(quinn::TokioRuntime);
     quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, runtime)
 }
@@ -207,7 +221,10 @@ async fn drain(tracker: &TaskTracker, serving: &Serving) {
     tracker.close();
     let deadline = serving.connections.limits().drain;
     if timeout(deadline, tracker.wait()).await.is_err() {
-        tracing::warn!(connections = tracker.len(), "connections cut at the end of their drain");
+        tracing::warn!(
+            connections = tracker.len(),
+            "connections cut at the end of their drain"
+        );
     }
 }
 
@@ -304,7 +321,9 @@ async fn accept_tcp<S: CallService, E: CallService>(
                 continue;
             }
         };
-        let Some((slot, permit)) = serving.connections.begin(remote.ip()) else { continue };
+        let Some((slot, permit)) = serving.connections.begin(remote.ip()) else {
+            continue;
+        };
         let (ways, serving) = (ways.clone(), serving.clone());
         let (service, enrolment) = (service.clone(), enrolment.clone());
         tracker.spawn(async move {
@@ -387,7 +406,10 @@ async fn serve_tcp<S: CallService, E: CallService>(
             return;
         }
     };
-    connections.counters().accepted_tcp.fetch_add(1, Ordering::Relaxed);
+    connections
+        .counters()
+        .accepted_tcp
+        .fetch_add(1, Ordering::Relaxed);
     let _open = Open::count(connections, TransportKind::Tcp);
     let anonymous = identity.is_none();
     if let Some(identity) = &identity {
@@ -397,9 +419,19 @@ async fn serve_tcp<S: CallService, E: CallService>(
     let (cut, drain) = (&slot.cut, &serving.shutdown);
     let life = connections.limits().anonymous_life;
     if enrol {
-        timeout(life, h2::serve(stream, peer, enrolment, connections, cut, drain)).await.ok();
+        timeout(
+            life,
+            h2::serve(stream, peer, enrolment, connections, cut, drain),
+        )
+        .await
+        .ok();
     } else if anonymous {
-        timeout(life, h2::serve(stream, peer, service, connections, cut, drain)).await.ok();
+        timeout(
+            life,
+            h2::serve(stream, peer, service, connections, cut, drain),
+        )
+        .await
+        .ok();
     } else {
         h2::serve(stream, peer, service, connections, cut, drain).await;
     }
@@ -414,11 +446,18 @@ fn admit_tcp(
     if presented.is_empty() && roles == [Role::Operator] {
         return Ok(None);
     }
-    serving.admission.admit(presented, roles, serving.clock.now()).map(Some)
+    serving
+        .admission
+        .admit(presented, roles, serving.clock.now())
+        .map(Some)
 }
 
 fn handshake_failed(serving: &Serving, remote: SocketAddr, transport: TransportKind, why: &str) {
-    serving.connections.counters().handshakes_failed.fetch_add(1, Ordering::Relaxed);
+    serving
+        .connections
+        .counters()
+        .handshakes_failed
+        .fetch_add(1, Ordering::Relaxed);
     tracing::info!(%remote, %transport, why, "handshake failed");
 }
 
@@ -428,7 +467,11 @@ fn not_admitted(
     transport: TransportKind,
     refusal: &Refusal,
 ) {
-    serving.connections.counters().not_admitted.fetch_add(1, Ordering::Relaxed);
+    serving
+        .connections
+        .counters()
+        .not_admitted
+        .fetch_add(1, Ordering::Relaxed);
     tracing::warn!(%remote, %transport, %refusal, "connection refused");
 }
 
@@ -444,7 +487,10 @@ struct Open {
 
 impl Open {
     fn count(connections: &Connections, transport: TransportKind) -> Self {
-        let open = Self { connections: connections.clone(), transport };
+        let open = Self {
+            connections: connections.clone(),
+            transport,
+        };
         open.counter().fetch_add(1, Ordering::Relaxed);
         open
     }

@@ -53,7 +53,10 @@ impl Preface {
                     bytes = rest;
                     self.header += 1;
                     if let Some(kind) = varint.push(first) {
-                        self.at = At::Length { kind, value: Varint::default() };
+                        self.at = At::Length {
+                            kind,
+                            value: Varint::default(),
+                        };
                     }
                 }
                 At::Length { kind, value } => {
@@ -65,7 +68,9 @@ impl Preface {
                     }
                 }
                 At::Payload { left } => {
-                    let step = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                    let step = bytes
+                        .len()
+                        .min(usize::try_from(*left).unwrap_or(usize::MAX));
                     bytes = bytes.get(step..).unwrap_or_default();
                     *left = left.saturating_sub(u64::try_from(step).unwrap_or(u64::MAX));
                     if *left == 0 {
@@ -156,7 +161,9 @@ mod tests {
 
     fn observe(bytes: &[u8], piece: usize) -> Result<(), Exceeded> {
         let mut preface = Preface::new(1000);
-        bytes.chunks(piece.max(1)).try_for_each(|piece| preface.observe(piece))
+        bytes
+            .chunks(piece.max(1))
+            .try_for_each(|piece| preface.observe(piece))
     }
 
     #[test]
@@ -177,7 +184,10 @@ mod tests {
         assert_eq!(observe(&flood, 64), Err(Exceeded { limit: 1000 }));
         let late = [frame(1, 10), frame(0, 10), flood].concat();
         assert_eq!(observe(&late, 64), Err(Exceeded { limit: 1000 }));
-        assert_eq!(observe(&frame(0, 0).repeat(600), 64), Err(Exceeded { limit: 1000 }));
+        assert_eq!(
+            observe(&frame(0, 0).repeat(600), 64),
+            Err(Exceeded { limit: 1000 })
+        );
     }
 
     #[test]

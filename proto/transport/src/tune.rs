@@ -20,19 +20,31 @@ impl Windows {
     /// Small: jobs come in, records go out.
     #[must_use]
     pub fn agent() -> Self {
-        Self { stream_bytes: 128 << 10, connection_bytes: 256 << 10, send_bytes: 256 << 10 }
+        Self {
+            stream_bytes: 128 << 10,
+            connection_bytes: 256 << 10,
+            send_bytes: 256 << 10,
+        }
     }
 
     /// For a port with many connections.
     #[must_use]
     pub fn collector() -> Self {
-        Self { stream_bytes: 256 << 10, connection_bytes: 1 << 20, send_bytes: 512 << 10 }
+        Self {
+            stream_bytes: 256 << 10,
+            connection_bytes: 1 << 20,
+            send_bytes: 512 << 10,
+        }
     }
 
     /// For one operator's answers.
     #[must_use]
     pub fn operator() -> Self {
-        Self { stream_bytes: 1 << 20, connection_bytes: 4 << 20, send_bytes: 1 << 20 }
+        Self {
+            stream_bytes: 1 << 20,
+            connection_bytes: 4 << 20,
+            send_bytes: 1 << 20,
+        }
     }
 }
 
@@ -71,8 +83,14 @@ impl ResetKeys {
     #[must_use]
     pub fn new(stateless_reset: [u8; 64], connection_id: [u8; 64]) -> Self {
         let mut first = [0; 8];
-        first.iter_mut().zip(connection_id).for_each(|(to, from)| *to = from);
-        Self { stateless_reset, connection_id: u64::from_be_bytes(first) }
+        first
+            .iter_mut()
+            .zip(connection_id)
+            .for_each(|(to, from)| *to = from);
+        Self {
+            stateless_reset,
+            connection_id: u64::from_be_bytes(first),
+        }
     }
 
     pub(crate) fn endpoint_config(&self) -> quinn::EndpointConfig {
@@ -81,7 +99,9 @@ impl ResetKeys {
         let mut config = quinn::EndpointConfig::new(Arc::new(reset));
         let key = self.connection_id;
         config
-            .cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(key)))
+            .cid_generator(move || {
+                Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(key))
+            })
             // After a restart every agent sends such a packet.
             .min_reset_interval(Duration::from_millis(1));
         config
