@@ -128,29 +128,16 @@ impl Facts for Entry {
         let mut decoder = Decoder::new();
         let mut entries = Vec::with_capacity(batch.facts.len());
         for fact in batch.facts {
-            entries.push(match fact.kind {
-                Some(Fact::Records(wire)) => {
-                    let bad = |e| StoreError::corrupt("an id in a batch", e);
-                    let mut records = Vec::with_capacity(wire.records.len());
-                    for record in wire.records {
-                        let record = Record::from_wire(record, &mut decoder);
-                        records.push(record.map_err(|e| StoreError::corrupt("a record", e))?);
-                    }
-                    Self::Records(Records {
-                        node: NodeId::from_wire(&wire.node).map_err(bad)?,
-                        incarnation: Incarnation::from_wire(&wire.incarnation).map_err(bad)?,
-                        lane: Lane::from_wire(wire.lane).map_err(bad)?,
-                        records,
-                    })
-                }
-                Some(fact) => Self::Fact(Box::new(fact)),
+            match fact.kind {
+                Some(Fact::Records(wire)) => decode_records(wire, &mut decoder, &mut entries)?,
+                Some(fact) => entries.push(Self::Fact(Box::new(fact))),
                 None => {
                     return Err(StoreError::Corrupt {
-                        what: "a fact without a kind: a newer version wrote it".into(),
+                        what: "a fact without a kind: a newer version wrote it; the log".into(),
                         source: None,
                     });
                 }
-            });
+            }
         }
         Ok(entries)
     }
@@ -166,6 +153,45 @@ impl Facts for Entry {
             Self::Records(records) => records.records.iter().map(record_weight).sum::<usize>() + 64,
         }
     }
+}
+
+/// A record that cannot be read becomes a dead letter in its place: it must not keep a shard from starting.
+fn decode_records(
+    wire: v1::Records,
+    decoder: &mut Decoder,
+    entries: &mut Vec<Entry>,
+) -> Result<(), StoreError> {
+    let bad = |e| StoreError::corrupt("an id in a batch", e);
+    let mut part = Records {
+        node: NodeId::from_wire(&wire.node).map_err(bad)?,
+        incarnation: Incarnation::from_wire(&wire.incarnation).map_err(bad)?,
+        lane: Lane::from_wire(wire.lane).map_err(bad)?,
+        records: Vec::with_capacity(wire.records.len()),
+    };
+    for record in wire.records {
+        match Record::from_wire(record.clone(), decoder) {
+            Ok(record) => part.records.push(record),
+            Err(error) => {
+                let letter = DeadLetter {
+                    node: wire.node.clone(),
+                    incarnation: wire.incarnation.clone(),
+                    lane: wire.lane,
+                    seq: record.seq,
+                    reason: crate::writer::chain(&error),
+                    data: record.encode_to_vec().into(),
+                    time_ms: record.time_ms,
+                };
+                let before = std::mem::take(&mut part.records);
+                entries.push(Entry::Records(Records {
+                    records: before,
+                    ..part.clone()
+                }));
+                entries.push(letter.into());
+            }
+        }
+    }
+    entries.push(Entry::Records(part));
+    Ok(())
 }
 
 fn record_weight(record: &Record) -> usize {

@@ -79,6 +79,11 @@ impl Log {
         Ok(log)
     }
 
+    #[cfg(test)]
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// The highest index.
     pub(crate) fn index(&self) -> i64 {
         self.index

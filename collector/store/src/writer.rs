@@ -8,6 +8,9 @@
 //! When the disk is full or fails, callers hear [`StoreError::Unwritable`] and nothing is acknowledged; the next
 //! entry tries again.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
