@@ -60,6 +60,23 @@ impl Peer {
             Rtt::Handshake(rtt) => Some(*rtt),
         }
     }
+
+    /// A peer as a caller in the same process plays it, without a connection; its round trip is zero.
+    #[must_use]
+    pub fn played(
+        identity: Option<PeerIdentity>,
+        transport: TransportKind,
+        key_exchange: &str,
+        remote: SocketAddr,
+    ) -> Self {
+        Self {
+            identity,
+            transport,
+            key_exchange: key_exchange.to_owned(),
+            remote,
+            rtt: Rtt::Handshake(Duration::ZERO),
+        }
+    }
 }
 
 pub(crate) fn group_name(group: NamedGroup) -> String {
