@@ -26,3 +26,4 @@ pub use rows::{
     TrustRow, Value, ViewInfo,
 };
 pub use store::{Layout, Store};
+pub use writer::QueueDepth;

@@ -216,6 +216,15 @@ impl Store {
         u16::try_from(self.inner.shards.len()).unwrap_or(u16::MAX)
     }
 
+    /// The writers' queues by name: `control`, `shard-0` …
+    #[must_use]
+    pub fn queues(&self) -> Vec<(String, crate::QueueDepth)> {
+        let shards = self.inner.shards.iter().enumerate();
+        std::iter::once(("control".to_owned(), self.inner.control.depth()))
+            .chain(shards.map(|(shard, parts)| (format!("shard-{shard}"), parts.writer.depth())))
+            .collect()
+    }
+
     /// The shard a node lives in.
     #[must_use]
     pub fn shard_of(&self, node: NodeId) -> u16 {

@@ -62,6 +62,19 @@ pub(crate) trait Projection: Send + 'static {
     fn settle(&mut self, committed: bool);
 }
 
+/// How full a writer's queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueDepth {
+    /// Appends that wait.
+    pub entries: usize,
+    /// Bytes of what waits or is being written, rounded up to KiB.
+    pub bytes: usize,
+    /// Appends that can wait.
+    pub capacity: usize,
+    /// Bytes that can wait.
+    pub capacity_bytes: usize,
+}
+
 type Reply = oneshot::Sender<Result<Vec<Outcome>, StoreError>>;
 
 enum Command<F> {
@@ -133,6 +146,23 @@ impl<F: Facts> Writer<F> {
         })
         .await?;
         outcome.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// What waits in the queue, and how much it can hold.
+    pub(crate) fn depth(&self) -> QueueDepth {
+        let queue = self
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let free_kb = self.bytes.available_permits();
+        let all_kb = usize::try_from(QUEUE_KB).unwrap_or(usize::MAX);
+        QueueDepth {
+            entries: queue.map_or(0, |queue| QUEUE.saturating_sub(queue.capacity())),
+            bytes: all_kb.saturating_sub(free_kb).saturating_mul(1024),
+            capacity: QUEUE,
+            capacity_bytes: all_kb.saturating_mul(1024),
+        }
     }
 
     /// Makes the projections anew from the log.
