@@ -1,0 +1,380 @@
+//! The one wiring file: everything the collector is made of, in the order of the flow, and how it ends.
+//!
+//! Shutdown: the ports take nothing new, every session is told to come back, what is under way is committed
+//! and acknowledged, then the store closes. What is left after the deadline is named and abandoned; nothing
+//! of it was acknowledged. A second signal ends the process at once.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use nexus_pki::{authority::Authority, files};
+use nexus_proto::agent::v1::GoodbyeReason;
+use nexus_runtime::{clock::Clock, errors, shutdown::Signals, tasks::Tasks};
+use nexus_store::{
+    Store, StoreError,
+    entry::{CollectorStarted, ControlEntry},
+};
+use nexus_transport::{AgentPort, OperatorPort, ResetKeys};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use crate::{
+    addresses::Addresses,
+    codes::Codes,
+    config::{self, Config},
+    enrolment::Enrolment,
+    fault::{Doing as _, Fault, Outcome},
+    folder::{Endpoints, Folder, Instance},
+    identity::Identity,
+    init,
+    jobs::{hints::Hints, scheduler::Scheduler, submit::Jobs},
+    operator::Operators,
+    pages::{self, metrics::Metrics, source::Pages},
+    ports::{self, Bound, Seen},
+    sessions::{
+        self, Sessions,
+        registry::{End, Registry},
+    },
+    trust::Trust,
+};
+
+/// An agent that is told to come back does so after this, with jitter of its own.
+const RETRY_AFTER_SHUTDOWN: Duration = Duration::from_secs(1);
+
+/// Runs until told to stop.
+pub(crate) fn serve(config: Config, clock: Clock) -> Outcome {
+    let folder = Folder::new(&config.state_dir);
+    let instance = init::instance_of(&folder, &config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("nexus-collector")
+        .build()
+        .doing("start")?;
+    let result = runtime.block_on(run(config, folder, instance, clock));
+    // What blocks a thread past the deadline does not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -> Outcome {
+    let tasks = Tasks::new();
+    Signals::catch().doing("catch signals")?.govern(&tasks);
+    let store = open_store(&folder, &clock)?;
+    let started = start(&config, &folder, &instance, &clock, &tasks, &store).await;
+    match started {
+        Ok(registry) => {
+            tasks.shutdown_begun().await;
+            notify(&[sd_notify::NotifyState::Stopping]);
+            drain(&registry, &tasks, config.shutdown_timeout).await;
+        }
+        Err(fault) => {
+            tasks.shutdown(Duration::from_secs(1)).await;
+            store.close();
+            return Err(fault);
+        }
+    }
+    store.close();
+    match tasks.failure() {
+        Some(failure) => Err(Fault::new("serve", failure)),
+        None => {
+            tracing::info!("ended");
+            Ok(())
+        }
+    }
+}
+
+/// Binds, builds and starts everything; nothing is announced before all of it stands.
+async fn start(
+    config: &Config,
+    folder: &Folder,
+    instance: &Instance,
+    clock: &Clock,
+    tasks: &Tasks,
+    store: &Store,
+) -> Outcome<Arc<Registry>> {
+    const WHAT: &str = "serve";
+    let now = clock.now();
+    let authority = Authority::open(&folder.authority(), &instance.trust_domain, now)
+        .doing("open the certificate authority")?;
+    let authority = Arc::new(authority);
+    let identity =
+        Identity::open(Arc::clone(&authority), instance.clone(), folder.leaf(), now).doing(WHAT)?;
+    let bound = bind(config).await?;
+    let addresses = Addresses::default();
+    let agents_addr = bound.agents_addr().doing(WHAT)?;
+    let operators_addr = bound.operators_addr().doing(WHAT)?;
+    let metrics_addr = bound.metrics.local_addr().doing(WHAT)?;
+    addresses.set(config::advertised(&config.advertise_agents, agents_addr));
+
+    let parts = Parts::assemble(config, folder, clock, tasks, store, &authority, &addresses)?;
+    record_start(store, instance, clock).await.doing(WHAT)?;
+
+    let stop = tasks.token();
+    let registry = parts.metrics.registry();
+    tasks.spawn_essential(
+        "pages",
+        pages::server::serve(bound.metrics, parts.pages, registry, stop.clone()),
+    );
+    let tls = ports::Tls::new(&identity.live(), authority.admission(), config.key_exchange)
+        .doing("prepare TLS")?;
+    let ground = ports::Ground {
+        admission: authority.admission(),
+        keys: ResetKeys::new(
+            key(folder, init::RESET_KEY)?,
+            key(folder, init::CONNECTION_ID_KEY)?,
+        ),
+        clock,
+        tasks,
+    };
+    let services = ports::Services {
+        agents: parts.sessions.server(),
+        enrolment: parts.enrolment.server(),
+        operators: parts.operators.server(),
+    };
+    ports::serve(
+        ground,
+        (bound.agents, bound.operators),
+        tls,
+        services,
+        &parts.seen,
+    );
+    tasks.spawn_essential("certificate", identity.keep_current(clock.clone(), stop));
+    tasks.spawn_essential("scheduler", parts.scheduler.run());
+    tasks.spawn("watchdog", watchdog(tasks.clone(), store.clone()));
+
+    let endpoints = Endpoints {
+        agents: reachable(agents_addr).to_string(),
+        operators: format!("https://{}", reachable(operators_addr)),
+        metrics: format!("http://{}", reachable(metrics_addr)),
+    };
+    folder.set_endpoints(&endpoints).doing(WHAT)?;
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        state_dir = %folder.path().display(),
+        trust_domain = instance.trust_domain,
+        agents = %agents_addr,
+        operators = %operators_addr,
+        metrics = %metrics_addr,
+        "serving"
+    );
+    Ok(parts.registry)
+}
+
+/// Everything between the ports and the store.
+pub(crate) struct Parts {
+    pub(crate) metrics: Metrics,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) enrolment: Arc<Enrolment>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) operators: Arc<Operators>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) pages: Pages,
+    pub(crate) seen: Seen,
+}
+
+impl Parts {
+    /// Builds them; nothing runs yet.
+    pub(crate) fn assemble(
+        config: &Config,
+        folder: &Folder,
+        clock: &Clock,
+        tasks: &Tasks,
+        store: &Store,
+        authority: &Arc<Authority>,
+        addresses: &Addresses,
+    ) -> Outcome<Self> {
+        let metrics = Metrics::default();
+        let registry = Arc::new(Registry::default());
+        let hints = Arc::new(Hints::default());
+        let trust = Arc::new(
+            Trust::load(store.clone(), authority.trust_domain(), clock.now())
+                .doing("read the signer policy")?,
+        );
+        let enrolment = Arc::new(Enrolment {
+            store: store.clone(),
+            authority: Arc::clone(authority),
+            trust: Arc::clone(&trust),
+            addresses: addresses.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+        });
+        let sessions = Arc::new(Sessions {
+            store: store.clone(),
+            registry: Arc::clone(&registry),
+            trust: Arc::clone(&trust),
+            enrolment: Arc::clone(&enrolment),
+            hints: Arc::clone(&hints),
+            addresses: addresses.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            limits: sessions::Limits {
+                upload_credit: config.upload_credit,
+                commit_latency: config.commit_latency,
+                sessions: config.connections,
+            },
+            intake: Arc::new(Semaphore::new(sessions::INTAKE_KIB)),
+            tasks: tasks.clone(),
+        });
+        let operators = Arc::new(Operators {
+            store: store.clone(),
+            authority: Arc::clone(authority),
+            trust: Arc::clone(&trust),
+            registry: Arc::clone(&registry),
+            jobs: Jobs {
+                store: store.clone(),
+                trust,
+                hints: Arc::clone(&hints),
+            },
+            codes: Codes::new(folder.codes()),
+            addresses: addresses.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+            query_timeout: config.query_timeout,
+            query_rows: config.query_rows,
+        });
+        let scheduler = Scheduler {
+            store: store.clone(),
+            registry: Arc::clone(&registry),
+            hints,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+            grace: config.jobs_grace,
+        };
+        let seen = Seen::new(config);
+        let pages = Pages {
+            store: store.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+            folder: folder.clone(),
+            seen: seen.clone(),
+        };
+        Ok(Self {
+            seen,
+            metrics,
+            registry,
+            enrolment,
+            sessions,
+            operators,
+            scheduler,
+            pages,
+        })
+    }
+}
+
+fn open_store(folder: &Folder, clock: &Clock) -> Outcome<Store> {
+    let what = format!("open {}", folder.path().display());
+    Store::open(folder.path(), clock.clone()).map_err(|error| {
+        let fault = Fault::because(&what, &error);
+        match error {
+            StoreError::InUse { .. } => fault.hint(
+                "one collector runs on a state folder: stop it, or choose another --state-dir",
+            ),
+            StoreError::Newer { .. } => fault.hint("run the newer nexus-collector"),
+            _ => fault,
+        }
+    })
+}
+
+async fn bind(config: &Config) -> Outcome<Bound> {
+    let metrics = TcpListener::bind(config.metrics_listen)
+        .await
+        .map_err(|error| in_use("metrics.listen", config.metrics_listen, &error))?;
+    let operators = OperatorPort::bind(config.operators_listen)
+        .await
+        .map_err(|error| in_use("operators.listen", config.operators_listen, &error))?;
+    let agents = AgentPort::bind(config.agents_listen)
+        .await
+        .map_err(|error| in_use("agents.listen", config.agents_listen, &error))?;
+    Ok(Bound {
+        agents,
+        operators,
+        metrics,
+    })
+}
+
+fn key(folder: &Folder, name: &str) -> Outcome<[u8; 64]> {
+    let path = folder.keys().join(name);
+    let what = format!("read {}", path.display());
+    let bytes = files::read_private(&path).doing(&what)?;
+    bytes
+        .as_slice()
+        .try_into()
+        .map_err(|_| Fault::new(what, format!("it has {} bytes instead of 64", bytes.len())))
+}
+
+fn in_use(key: &str, address: SocketAddr, error: &io::Error) -> Fault {
+    let fault = Fault::new(format!("bind {key} {address}"), error);
+    match error.kind() {
+        io::ErrorKind::AddrInUse => fault.hint(format!(
+            "another program has the port: stop it, or set {key} to another one (port 0 takes any)"
+        )),
+        io::ErrorKind::PermissionDenied => fault.hint("ports below 1024 need CAP_NET_BIND_SERVICE"),
+        _ => fault,
+    }
+}
+
+async fn record_start(store: &Store, instance: &Instance, clock: &Clock) -> Result<(), StoreError> {
+    let started = ControlEntry::Collector(CollectorStarted {
+        id: instance.id.clone(),
+        region: instance.region.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        time_ms: clock.now().as_ms(),
+    });
+    store.control_append(vec![started]).await.map(|_| ())
+}
+
+/// A wildcard as this host itself can reach it.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        let loopback: std::net::IpAddr = std::net::Ipv4Addr::LOCALHOST.into();
+        address.set_ip(loopback);
+    }
+    address
+}
+
+/// Every session is told to come back; what is under way ends by itself or at the deadline.
+async fn drain(registry: &Registry, tasks: &Tasks, deadline: Duration) {
+    let end = End {
+        reason: GoodbyeReason::Shutdown,
+        message: "the collector is shutting down".to_owned(),
+        retry_after: RETRY_AFTER_SHUTDOWN,
+    };
+    tracing::info!(sessions = registry.len(), "draining");
+    registry.end_all(&end);
+    let left = tasks.shutdown(deadline).await;
+    if !left.is_empty() {
+        tracing::warn!(
+            ?left,
+            "tasks were abandoned at the deadline; nothing they held was acknowledged"
+        );
+    }
+}
+
+/// Tells the service manager that the store still answers, if it wants to know.
+async fn watchdog(tasks: Tasks, store: Store) {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let stop = tasks.token();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(limit / 3) => {}
+        }
+        match crate::reads::read(&tasks, &store, "watchdog", |store| store.trust()).await {
+            Ok(_) => notify(&[sd_notify::NotifyState::Watchdog]),
+            Err(error) => {
+                tracing::error!(error = %errors::chain(&error), "the store does not answer");
+            }
+        }
+    }
+}
+
+/// Without a service manager there is nobody to tell.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}

@@ -1,0 +1,10 @@
+//! Jobs: an intent in the control log, a run per target in the targets' shards, and a scheduler that
+//! reconciles the two with who is connected until every run has ended.
+//!
+//! `submit` takes a signed job in; `decide` says, as a pure function, what to do next; `scheduler` does it,
+//! and does it again after a restart, from the rows alone. `hints` only save it from looking too late.
+
+pub(crate) mod decide;
+pub(crate) mod hints;
+pub(crate) mod scheduler;
+pub(crate) mod submit;

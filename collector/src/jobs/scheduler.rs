@@ -1,0 +1,477 @@
+//! The driver around [`decide`]: keeps a view of each job that has not ended, asks what to do, writes it
+//! down, then does it.
+//!
+//! A dispatch is durable before it is sent. A crash between the two leaves a run that is recorded as
+//! dispatched and was not sent: it is sent again when the node's next session is seen, and the node's
+//! ledger knows whether it had it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use nexus_pki::{
+    job::SignedJobError,
+    merkle::{MerkleError, Tree},
+};
+use nexus_proto::{
+    agent::v1 as wire,
+    agent::v1::collector_frame::Kind,
+    ids::{JobId, NodeId, SessionId},
+    job::{Job, JobError},
+    time::Timestamp,
+};
+use nexus_runtime::{clock::Clock, errors, tasks::Tasks};
+use nexus_store::{
+    JobRow, RunRow, RunState, Store, StoreError,
+    entry::{ControlEntry, Entry, JobEnded, RunDispatched, RunSettled},
+};
+
+use super::{
+    decide::{self, Action, Link, Phase, Run, Terms},
+    hints::Hints,
+    submit,
+};
+use crate::{
+    pages::metrics::{ByState, Metrics},
+    sessions::registry::Registry,
+};
+
+/// Hints that come in a burst are taken together.
+const GATHER: Duration = Duration::from_millis(5);
+/// Without a hint, and without a moment to wait for, everything is looked at this often.
+const IDLE: Duration = Duration::from_secs(30);
+/// After a failure of the store.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// A job cannot be driven.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SchedulerError {
+    /// The store.
+    #[error("the store")]
+    Store(#[from] StoreError),
+    /// A job's row that cannot be read.
+    #[error("the job {job} as it is stored")]
+    Job {
+        job: JobId,
+        #[source]
+        source: JobError,
+    },
+    /// A job's targets that cannot be read.
+    #[error("the targets of the job {job} as they are stored")]
+    Targets {
+        job: JobId,
+        #[source]
+        source: MerkleError,
+    },
+    /// A job's row that does not verify.
+    #[error("a stored job")]
+    Signed(#[from] SignedJobError),
+}
+
+/// What drives jobs.
+pub(crate) struct Scheduler {
+    pub(crate) store: Store,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) hints: Arc<Hints>,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: Tasks,
+    pub(crate) grace: Duration,
+}
+
+/// One job that has not ended.
+struct Active {
+    row: JobRow,
+    tree: Tree,
+    index: HashMap<NodeId, usize>,
+    terms: Terms,
+    sent_to: HashMap<NodeId, SessionId>,
+    cancel_sent_to: HashMap<NodeId, SessionId>,
+    wake: Option<Timestamp>,
+}
+
+impl Scheduler {
+    /// Drives all jobs until shutdown. Failures of the store are logged and tried again.
+    pub(crate) async fn run(self) -> Result<(), SchedulerError> {
+        let mut jobs: BTreeMap<JobId, Active> = BTreeMap::new();
+        let mut links = self.registry.changes();
+        let token = self.tasks.token();
+        let mut everything = true;
+        loop {
+            let hinted = self.hints.take();
+            let all = std::mem::take(&mut everything);
+            let pause = match self.pass(&mut jobs, &hinted, all).await {
+                Ok(()) => self.until_next(&jobs),
+                Err(error) => {
+                    tracing::error!(error = %errors::chain(&error), "jobs could not be driven");
+                    everything = true;
+                    AFTER_FAILURE
+                }
+            };
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = self.hints.wait() => {}
+                changed = links.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    everything = true;
+                }
+                () = tokio::time::sleep(pause) => everything = true,
+            }
+            tokio::time::sleep(GATHER).await;
+        }
+    }
+
+    fn until_next(&self, jobs: &BTreeMap<JobId, Active>) -> Duration {
+        let now = self.clock.now();
+        jobs.values()
+            .filter_map(|active| active.wake)
+            .map(|wake| wake.since(now))
+            .min()
+            .map_or(IDLE, |span| span.clamp(Duration::from_millis(1), IDLE))
+    }
+
+    /// Looks at the jobs hinted at, or at all of them.
+    async fn pass(
+        &self,
+        jobs: &mut BTreeMap<JobId, Active>,
+        hinted: &BTreeSet<JobId>,
+        all: bool,
+    ) -> Result<(), SchedulerError> {
+        if all {
+            let rows = self.read("active jobs", Store::active_jobs).await?;
+            let live: BTreeSet<JobId> = rows.iter().map(|row| row.id).collect();
+            jobs.retain(|id, _| live.contains(id));
+            for row in rows {
+                self.adopt(jobs, row);
+            }
+        } else {
+            for id in hinted {
+                let id = *id;
+                match self.read("a job", move |store| store.job(id)).await? {
+                    Some(row) if row.ended.is_none() => self.adopt(jobs, row),
+                    _ => {
+                        jobs.remove(&id);
+                    }
+                }
+            }
+        }
+        self.metrics
+            .jobs_active
+            .set(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
+        let ids: Vec<JobId> = if all {
+            jobs.keys().copied().collect()
+        } else {
+            hinted
+                .iter()
+                .copied()
+                .filter(|id| jobs.contains_key(id))
+                .collect()
+        };
+        for id in ids {
+            let ended = match jobs.get_mut(&id) {
+                Some(active) => self.drive(active).await?,
+                None => false,
+            };
+            if ended {
+                jobs.remove(&id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a row's newest state over. A row that cannot be read is left alone: it would not become better.
+    fn adopt(&self, jobs: &mut BTreeMap<JobId, Active>, row: JobRow) {
+        if let Some(active) = jobs.get_mut(&row.id) {
+            active.terms.cancelled = row.cancelled.is_some();
+            active.row = row;
+            return;
+        }
+        match Active::new(row, self.grace) {
+            Ok(active) => {
+                tracing::info!(
+                    job = %active.row.id, request_id = active.row.request_id,
+                    targets = active.tree.count(), "driving a job"
+                );
+                jobs.insert(active.row.id, active);
+            }
+            Err(error) => {
+                tracing::error!(error = %errors::chain(&error), "a stored job cannot be driven")
+            }
+        }
+    }
+
+    /// Does what is to be done about one job now; `true` once it has ended.
+    async fn drive(&self, active: &mut Active) -> Result<bool, SchedulerError> {
+        loop {
+            let job = active.row.id;
+            let rows = self.read("runs", move |store| store.runs(job)).await?;
+            let now = self.clock.now();
+            if rows.len() < active.tree.targets().len() {
+                let nodes: Vec<NodeId> = active.tree.targets().iter().map(|t| t.node).collect();
+                submit::plan(&self.store, job, &nodes, &active.row.targets, now).await?;
+                continue;
+            }
+            let runs: Vec<Run> = rows.iter().map(|row| active.run(row)).collect();
+            let link = |node| {
+                self.registry.get(node).map(|session| Link {
+                    session: session.id,
+                    takes: session.takes_dispatch(),
+                })
+            };
+            let decision = decide::decide(&active.terms, &runs, link, now);
+            active.wake = decision.wake;
+            if decision.actions.is_empty() {
+                return Ok(false);
+            }
+            if decision.actions.contains(&Action::End) {
+                self.end(active, &rows, now).await?;
+                return Ok(true);
+            }
+            if !self.act(active, decision.actions, now).await? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Carries actions out: first what must be durable, in one append per shard, then what is sent.
+    /// `true` when rows changed and the job should be looked at again.
+    async fn act(
+        &self,
+        active: &mut Active,
+        actions: Vec<Action>,
+        now: Timestamp,
+    ) -> Result<bool, SchedulerError> {
+        let mut entries: BTreeMap<u16, Vec<Entry>> = BTreeMap::new();
+        let mut sends = Vec::new();
+        let mut settled = false;
+        let mut put = |node: NodeId, entry: Entry| {
+            entries
+                .entry(self.store.shard_of(node))
+                .or_default()
+                .push(entry);
+        };
+        for action in actions {
+            match action {
+                Action::Dispatch(node, session) => {
+                    let Some(live) = self.registry.get(node).filter(|live| live.id == session)
+                    else {
+                        continue;
+                    };
+                    if !live.take_dispatch() {
+                        continue;
+                    }
+                    put(node, dispatched(active.row.id, node, session, now));
+                    sends.push(action);
+                }
+                Action::Resend(node, session) => {
+                    put(node, dispatched(active.row.id, node, session, now));
+                    sends.push(action);
+                }
+                Action::Stop(..) => sends.push(action),
+                Action::Cancel(node) => {
+                    let reason = active.row.cancelled.clone().unwrap_or_default();
+                    put(
+                        node,
+                        self.settled(active, node, RunState::Cancelled, reason, now),
+                    );
+                    settled = true;
+                }
+                Action::Expire(node) => {
+                    let reason =
+                        format!("the node was not reached before {}", active.terms.expires);
+                    put(
+                        node,
+                        self.settled(active, node, RunState::Expired, reason, now),
+                    );
+                    settled = true;
+                }
+                Action::Lose(node) => {
+                    let reason = format!("no report came before {}", active.terms.lost_at());
+                    put(
+                        node,
+                        self.settled(active, node, RunState::Lost, reason, now),
+                    );
+                    settled = true;
+                }
+                Action::End => {}
+            }
+        }
+        let appends = entries
+            .into_iter()
+            .map(|(shard, entries)| self.store.append(shard, entries));
+        futures_util::future::try_join_all(appends).await?;
+        for action in sends {
+            self.send(active, &action);
+        }
+        Ok(settled)
+    }
+
+    fn send(&self, active: &mut Active, action: &Action) {
+        let job = active.row.id;
+        match action {
+            Action::Dispatch(node, session) | Action::Resend(node, session) => {
+                // Whether it got through shows by the node's report, or by its next session.
+                active.sent_to.insert(*node, *session);
+                let Some(live) = self.registry.get(*node).filter(|live| live.id == *session) else {
+                    return;
+                };
+                let Some(dispatch) = active.dispatch(*node) else {
+                    return;
+                };
+                if live.send(Kind::Dispatch(dispatch)) {
+                    self.metrics.dispatches.inc();
+                    tracing::info!(
+                        %job, %node, %session, request_id = active.row.request_id,
+                        again = matches!(action, Action::Resend(..)), "dispatched"
+                    );
+                }
+            }
+            Action::Stop(node, session) => {
+                let Some(live) = self.registry.get(*node).filter(|live| live.id == *session) else {
+                    return;
+                };
+                let cancel = wire::Cancel {
+                    job_id: job.to_wire(),
+                    reason: active.row.cancelled.clone().unwrap_or_default(),
+                };
+                if live.send(Kind::Cancel(cancel)) {
+                    active.cancel_sent_to.insert(*node, *session);
+                    tracing::info!(%job, %node, request_id = active.row.request_id, "told to stop");
+                }
+            }
+            Action::Cancel(_) | Action::Expire(_) | Action::Lose(_) | Action::End => {}
+        }
+    }
+
+    fn settled(
+        &self,
+        active: &Active,
+        node: NodeId,
+        state: RunState,
+        reason: String,
+        now: Timestamp,
+    ) -> Entry {
+        tracing::info!(
+            job = %active.row.id, %node, state = state.name(), reason,
+            request_id = active.row.request_id, "settled a run"
+        );
+        RunSettled {
+            job: active.row.id.to_wire(),
+            node: node.to_wire(),
+            state: state.name().to_owned(),
+            reason,
+            time_ms: now.as_ms(),
+        }
+        .into()
+    }
+
+    async fn end(
+        &self,
+        active: &Active,
+        rows: &[RunRow],
+        now: Timestamp,
+    ) -> Result<(), SchedulerError> {
+        let mut counts: HashMap<String, u64> = HashMap::new();
+        for row in rows {
+            *counts.entry(row.state.name().to_owned()).or_default() += 1;
+            let by_state = ByState {
+                state: row.state.name(),
+            };
+            self.metrics.runs_ended.get_or_create(&by_state).inc();
+        }
+        tracing::info!(job = %active.row.id, request_id = active.row.request_id, ?counts, "the job has ended");
+        let ended = ControlEntry::JobEnded(JobEnded {
+            job: active.row.id.to_wire(),
+            counts,
+            time_ms: now.as_ms(),
+        });
+        self.store.control_append(vec![ended]).await?;
+        Ok(())
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        read: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        crate::reads::read(&self.tasks, &self.store, what, read).await
+    }
+}
+
+fn dispatched(job: JobId, node: NodeId, session: SessionId, now: Timestamp) -> Entry {
+    RunDispatched {
+        job: job.to_wire(),
+        node: node.to_wire(),
+        session: session.to_wire(),
+        time_ms: now.as_ms(),
+    }
+    .into()
+}
+
+impl Active {
+    fn new(row: JobRow, grace: Duration) -> Result<Self, SchedulerError> {
+        let id = row.id;
+        // Its signature was verified when it was taken, and the agents verify it again.
+        let job = Job::decode(&row.envelope.payload)
+            .map_err(|source| SchedulerError::Job { job: id, source })?;
+        let tree = Tree::from_wire(&row.targets)
+            .map_err(|source| SchedulerError::Targets { job: id, source })?;
+        let index = tree
+            .targets()
+            .iter()
+            .enumerate()
+            .map(|(index, target)| (target.node, index))
+            .collect();
+        Ok(Self {
+            terms: Terms {
+                not_before: job.not_before,
+                expires: job.expires,
+                longest: job.timeout.saturating_add(job.kill_grace),
+                grace,
+                cancelled: row.cancelled.is_some(),
+            },
+            row,
+            tree,
+            index,
+            sent_to: HashMap::new(),
+            cancel_sent_to: HashMap::new(),
+            wake: None,
+        })
+    }
+
+    fn run(&self, row: &RunRow) -> Run {
+        Run {
+            node: row.node,
+            phase: match row.state {
+                RunState::Pending => Phase::Pending,
+                RunState::Dispatched => Phase::Dispatched,
+                RunState::Running => Phase::Running,
+                RunState::Succeeded
+                | RunState::Failed
+                | RunState::TimedOut
+                | RunState::Cancelled
+                | RunState::Expired
+                | RunState::Rejected
+                | RunState::Lost
+                | RunState::Unknown => Phase::Final,
+            },
+            sent_to: self.sent_to.get(&row.node).copied(),
+            cancel_sent_to: self.cancel_sent_to.get(&row.node).copied(),
+        }
+    }
+
+    fn dispatch(&self, node: NodeId) -> Option<wire::Dispatch> {
+        let proof = self.tree.proof(*self.index.get(&node)?)?;
+        Some(wire::Dispatch {
+            job: Some(self.row.envelope.clone()),
+            occurrence: 0,
+            step: 0,
+            attempt: 0,
+            proof: Some(proof),
+        })
+    }
+}

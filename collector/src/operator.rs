@@ -1,0 +1,39 @@
+//! What operators may ask, on port 7461: one service, behind one layer (`gate`) that authorizes, audits,
+//! names and counts every call, so that no call can forget to.
+
+pub(crate) mod authorize;
+pub(crate) mod chain;
+pub(crate) mod fleet;
+pub(crate) mod gate;
+pub(crate) mod login;
+pub(crate) mod service;
+pub(crate) mod status;
+pub(crate) mod watch;
+pub(crate) mod work;
+
+use std::{sync::Arc, time::Duration};
+
+use nexus_pki::authority::Authority;
+use nexus_runtime::{clock::Clock, tasks::Tasks};
+use nexus_store::Store;
+
+use crate::{
+    addresses::Addresses, codes::Codes, jobs::submit::Jobs, pages::metrics::Metrics,
+    sessions::registry::Registry, trust::Trust,
+};
+
+/// What operators' calls work with.
+pub(crate) struct Operators {
+    pub(crate) store: Store,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) jobs: Jobs,
+    pub(crate) codes: Codes,
+    pub(crate) addresses: Addresses,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: Tasks,
+    pub(crate) query_timeout: Duration,
+    pub(crate) query_rows: usize,
+}

@@ -1,0 +1,376 @@
+//! `/metrics/nodes`: every node's newest samples as one page, family by family.
+//!
+//! The page of a large fleet is larger than memory should hold, so it is made piece by piece while the
+//! scraper reads: what is held is a reference to each node's newest report, and one piece of text. Reports
+//! older than three of their intervals are left out, so that a dead node's values do not look alive;
+//! `node_up` and `node_last_report_timestamp_seconds` name every enrolled node all the same.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use nexus_proto::{
+    ids::NodeId,
+    metrics::{Sample, SeriesType, Snapshot},
+    time::Timestamp,
+};
+
+use super::{
+    exposition::{self, Format},
+    families,
+};
+
+/// A piece of the page is handed out once it has this many bytes.
+const PIECE_BYTES: usize = 32 * 1024;
+/// A report is fresh for this many of its intervals.
+const FRESH_INTERVALS: u32 = 3;
+/// Families the page adds to the nodes' own.
+const UP: &str = "node_up";
+const LAST_REPORT: &str = "node_last_report_timestamp_seconds";
+
+/// One node as the page needs it.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeReport {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The newest report: when it was made by the node's clock, when it came, and its samples.
+    pub(crate) report: Option<Report>,
+}
+
+/// A node's newest report.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    pub(crate) made: Timestamp,
+    pub(crate) received: Timestamp,
+    pub(crate) snapshot: Arc<Snapshot>,
+}
+
+impl Report {
+    /// By our own clock: the node's may be wrong.
+    pub(crate) fn is_fresh(&self, now: Timestamp) -> bool {
+        let interval = Duration::from_millis(u64::from(self.snapshot.interval_ms.max(1000)));
+        now.since(self.received) <= interval * FRESH_INTERVALS
+    }
+}
+
+/// The page, as an iterator of its pieces.
+pub(crate) struct NodesPage {
+    format: Format,
+    nodes: Vec<Row>,
+    families: std::collections::btree_map::IntoIter<String, SeriesType>,
+    current: Option<Family>,
+    ended: bool,
+}
+
+struct Row {
+    /// `instance`, `job` and the node's labels, ready to be written.
+    labels: Vec<(String, String)>,
+    up: bool,
+    last_report_seconds: f64,
+    /// Fresh samples with the order of their names.
+    samples: Option<(Arc<Snapshot>, Vec<u32>)>,
+}
+
+struct Family {
+    name: String,
+    next: usize,
+}
+
+impl NodesPage {
+    /// A page of these nodes; of these collectors only, unless there are none.
+    pub(crate) fn new(
+        nodes: Vec<NodeReport>,
+        collectors: &[String],
+        format: Format,
+        now: Timestamp,
+    ) -> Self {
+        let mut names: HashMap<String, u32> = HashMap::new();
+        for node in &nodes {
+            *names.entry(node.name.clone()).or_default() += 1;
+        }
+        let mut families = BTreeMap::from([
+            (UP.to_owned(), SeriesType::Gauge),
+            (LAST_REPORT.to_owned(), SeriesType::Gauge),
+        ]);
+        let mut rows = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            let unique = names.get(&node.name) == Some(&1);
+            let fresh = node.report.as_ref().filter(|report| report.is_fresh(now));
+            if let Some(report) = fresh {
+                for sample in &report.snapshot.samples {
+                    let name = &sample.key.name;
+                    // The first to name a family decides its type.
+                    if !families.contains_key(name) && families::is_wanted(name, collectors) {
+                        families.insert(name.clone(), sample.kind);
+                    }
+                }
+            }
+            rows.push(Row {
+                labels: page_labels(&node, unique),
+                up: fresh.is_some(),
+                last_report_seconds: node
+                    .report
+                    .as_ref()
+                    .map_or(0.0, |report| seconds(report.made)),
+                samples: fresh.map(|report| by_name(&report.snapshot)),
+            });
+        }
+        Self {
+            format,
+            nodes: rows,
+            families: families.into_iter(),
+            current: None,
+            ended: false,
+        }
+    }
+
+    fn write_node(out: &mut String, family: &str, row: &Row) {
+        let own = || {
+            row.labels
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+        };
+        match family {
+            UP => exposition::write_sample(out, UP, own(), f64::from(u8::from(row.up))),
+            LAST_REPORT => {
+                exposition::write_sample(out, LAST_REPORT, own(), row.last_report_seconds);
+            }
+            _ => {
+                for sample in samples_of(row, family) {
+                    let key = &sample.key;
+                    // The series' own labels win over the node's.
+                    let node = own().filter(|(name, _)| key.label(name).is_none());
+                    let labels = key
+                        .labels
+                        .iter()
+                        .map(|(name, value)| (name.as_str(), value.as_str()))
+                        .chain(node);
+                    exposition::write_sample(out, family, labels, sample.value);
+                }
+            }
+        }
+    }
+}
+
+impl Iterator for NodesPage {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        let mut out = String::new();
+        while out.len() < PIECE_BYTES {
+            let Some(family) = &mut self.current else {
+                let Some((name, kind)) = self.families.next() else {
+                    if !self.ended {
+                        self.ended = true;
+                        out.push_str(self.format.end());
+                    }
+                    break;
+                };
+                self.format
+                    .write_head(&mut out, &name, kind, &families::help(&name));
+                self.current = Some(Family { name, next: 0 });
+                continue;
+            };
+            match self.nodes.get(family.next) {
+                Some(row) => {
+                    Self::write_node(&mut out, &family.name, row);
+                    family.next += 1;
+                }
+                None => self.current = None,
+            }
+        }
+        (!out.is_empty()).then_some(out)
+    }
+}
+
+fn samples_of<'a>(row: &'a Row, family: &str) -> impl Iterator<Item = &'a Sample> {
+    let found = row.samples.as_ref().map(|(snapshot, order)| {
+        let name_at = |index: &u32| sample(snapshot, *index).map(|s| s.key.name.as_str());
+        let start = order.partition_point(|index| name_at(index) < Some(family));
+        let end = order.partition_point(|index| name_at(index) <= Some(family));
+        (snapshot, order.get(start..end).unwrap_or_default())
+    });
+    found
+        .into_iter()
+        .flat_map(|(snapshot, order)| order.iter().filter_map(|index| sample(snapshot, *index)))
+}
+
+fn sample(snapshot: &Snapshot, index: u32) -> Option<&Sample> {
+    snapshot.samples.get(usize::try_from(index).ok()?)
+}
+
+/// Indices of the samples in order of their names.
+fn by_name(snapshot: &Arc<Snapshot>) -> (Arc<Snapshot>, Vec<u32>) {
+    let mut order: Vec<u32> = (0..snapshot.samples.len())
+        .filter_map(|index| u32::try_from(index).ok())
+        .collect();
+    order.sort_by(|a, b| {
+        let name = |index: &u32| sample(snapshot, *index).map(|s| s.key.name.as_str());
+        name(a).cmp(&name(b))
+    });
+    (Arc::clone(snapshot), order)
+}
+
+/// `job`, `instance`, then the node's labels under names Prometheus allows.
+fn page_labels(node: &NodeReport, unique: bool) -> Vec<(String, String)> {
+    // Two nodes of one name must not become one series.
+    let instance = if unique {
+        node.name.clone()
+    } else {
+        node.id.to_string()
+    };
+    let mut labels = vec![
+        ("instance".to_owned(), instance),
+        ("job".to_owned(), "node".to_owned()),
+    ];
+    let mut taken: BTreeSet<String> = labels.iter().map(|(key, _)| key.clone()).collect();
+    for (key, value) in &node.labels {
+        let mut name = label_name(key).into_owned();
+        if taken.contains(&name) {
+            name.insert_str(0, "label_");
+        }
+        if taken.insert(name.clone()) {
+            labels.push((name, value.clone()));
+        }
+    }
+    labels
+}
+
+fn label_name(key: &str) -> Cow<'_, str> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let starts_well = key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if starts_well && !key.starts_with("__") && key.chars().all(allowed) {
+        return Cow::Borrowed(key);
+    }
+    let name: String = key
+        .chars()
+        .map(|c| if allowed(c) { c } else { '_' })
+        .collect();
+    Cow::Owned(if starts_well && !key.starts_with("__") {
+        name
+    } else {
+        format!("label_{name}")
+    })
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "milliseconds of our era fit into 53 bits"
+)]
+fn seconds(time: Timestamp) -> f64 {
+    time.as_ms() as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_proto::metrics::SeriesKey;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+    fn sample(name: &str, labels: &[(&str, &str)], kind: SeriesType, value: f64) -> Sample {
+        Sample {
+            key: Arc::new(SeriesKey::new(name, labels)),
+            kind,
+            value,
+        }
+    }
+
+    fn node(name: &str, age: Duration) -> NodeReport {
+        NodeReport {
+            id: NodeId::random(),
+            name: name.to_owned(),
+            labels: BTreeMap::from([("role".to_owned(), "web".to_owned())]),
+            report: Some(Report {
+                made: NOW.before(age),
+                received: NOW.before(age),
+                snapshot: Arc::new(Snapshot {
+                    interval_ms: 10_000,
+                    samples: vec![
+                        sample("node_load1", &[], SeriesType::Gauge, 0.5),
+                        sample(
+                            "node_cpu_seconds_total",
+                            &[("cpu", "0"), ("mode", "idle")],
+                            SeriesType::Counter,
+                            12.25,
+                        ),
+                        sample(
+                            "node_cpu_seconds_total",
+                            &[("cpu", "1"), ("mode", "idle")],
+                            SeriesType::Counter,
+                            13.0,
+                        ),
+                    ],
+                }),
+            }),
+        }
+    }
+
+    fn page(nodes: Vec<NodeReport>, collectors: &[String]) -> String {
+        NodesPage::new(nodes, collectors, Format::OpenMetrics, NOW).collect()
+    }
+
+    #[test]
+    fn groups_families_over_nodes() {
+        let page = page(
+            vec![node("a", Duration::ZERO), node("b", Duration::ZERO)],
+            &[],
+        );
+        let expected = "\
+# HELP node_cpu_seconds Seconds the CPUs spent in each mode.
+# TYPE node_cpu_seconds counter
+node_cpu_seconds_total{cpu=\"0\",mode=\"idle\",instance=\"a\",job=\"node\",role=\"web\"} 12.25
+node_cpu_seconds_total{cpu=\"1\",mode=\"idle\",instance=\"a\",job=\"node\",role=\"web\"} 13
+node_cpu_seconds_total{cpu=\"0\",mode=\"idle\",instance=\"b\",job=\"node\",role=\"web\"} 12.25
+node_cpu_seconds_total{cpu=\"1\",mode=\"idle\",instance=\"b\",job=\"node\",role=\"web\"} 13
+# HELP node_last_report_timestamp_seconds";
+        assert!(page.starts_with(expected), "{page}");
+        assert!(page.contains("node_up{instance=\"b\",job=\"node\",role=\"web\"} 1\n"));
+        assert!(page.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_stale_node_is_down_and_has_no_samples() {
+        let page = page(vec![node("a", Duration::from_secs(31))], &[]);
+        assert!(
+            page.contains("node_up{instance=\"a\",job=\"node\",role=\"web\"} 0\n"),
+            "{page}"
+        );
+        assert!(page.contains("node_last_report_timestamp_seconds{instance=\"a\",job=\"node\",role=\"web\"} 1699999969\n"), "{page}");
+        assert!(!page.contains("node_load1"));
+    }
+
+    #[test]
+    fn nodes_of_one_name_stay_apart() {
+        let nodes = vec![node("a", Duration::ZERO), node("a", Duration::ZERO)];
+        let ids: Vec<_> = nodes.iter().map(|node| node.id.to_string()).collect();
+        let page = page(nodes, &["loadavg".to_owned()]);
+        for id in ids {
+            assert!(
+                page.contains(&format!("node_load1{{instance=\"{id}\"")),
+                "{page}"
+            );
+        }
+        assert!(!page.contains("node_cpu"));
+    }
+
+    #[test]
+    fn labels_get_names_prometheus_allows() {
+        assert_eq!(label_name("role"), "role");
+        assert_eq!(
+            label_name("app.kubernetes.io/name"),
+            "app_kubernetes_io_name"
+        );
+        assert_eq!(label_name("9lives"), "label_9lives");
+        assert_eq!(label_name("__name__"), "label___name__");
+        let mut conflicting = node("a", Duration::ZERO);
+        conflicting.labels.insert("job".to_owned(), "x".to_owned());
+        let labels = page_labels(&conflicting, true);
+        assert!(labels.contains(&("label_job".to_owned(), "x".to_owned())));
+    }
+}

@@ -1,0 +1,152 @@
+//! What the pages show, from the store and the registry.
+
+use std::{
+    fs,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use nexus_proto::time::Timestamp;
+use nexus_runtime::{clock::Clock, errors, tasks::Tasks};
+use nexus_store::Store;
+use nexus_transport::Connections;
+
+use super::{
+    metrics::{ByPort, ByQueue, ByWay, Metrics},
+    nodes::{NodeReport, Report},
+    server::Source,
+};
+use crate::{folder::Folder, ports::Seen};
+
+/// The pages' view of the program.
+pub(crate) struct Pages {
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: Tasks,
+    pub(crate) folder: Folder,
+    pub(crate) seen: Seen,
+}
+
+impl Source for Pages {
+    fn nodes(
+        &self,
+        shard: Option<u16>,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>> {
+        Box::pin(async move {
+            let read = move |store: &Store| {
+                let rows = store.nodes(None)?;
+                let reports = rows
+                    .into_iter()
+                    .filter(|row| shard.is_none_or(|shard| shard == row.shard))
+                    .map(|row| NodeReport {
+                        id: row.id,
+                        name: row.name,
+                        labels: row.labels,
+                        report: store.newest(row.id).map(|newest| Report {
+                            made: newest.time,
+                            received: newest.received,
+                            snapshot: newest.snapshot,
+                        }),
+                    });
+                Ok(reports.collect())
+            };
+            crate::reads::read(&self.tasks, &self.store, "nodes page", read)
+                .await
+                .map_err(|error| errors::chain(&error).to_string())
+        })
+    }
+
+    fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {
+            let count = |store: &Store| store.nodes(None).map(|rows| rows.len());
+            let nodes = crate::reads::read(&self.tasks, &self.store, "count nodes", count).await;
+            // What cannot be read keeps its last value.
+            if let Ok(nodes) = nodes {
+                self.metrics
+                    .nodes
+                    .set(i64::try_from(nodes).unwrap_or(i64::MAX));
+            }
+            publish(&self.metrics, "agents", &self.seen.agents);
+            publish(&self.metrics, "operators", &self.seen.operators);
+            for (queue, depth) in self.store.queues() {
+                let queue = ByQueue { queue };
+                let level = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+                let metrics = &self.metrics;
+                metrics
+                    .queue_length
+                    .get_or_create(&queue)
+                    .set(level(depth.entries));
+                metrics
+                    .queue_bytes
+                    .get_or_create(&queue)
+                    .set(level(depth.bytes));
+                metrics
+                    .queue_capacity
+                    .get_or_create(&queue)
+                    .set(level(depth.capacity));
+                metrics
+                    .queue_capacity_bytes
+                    .get_or_create(&queue)
+                    .set(level(depth.capacity_bytes));
+            }
+            self.metrics
+                .log_bytes
+                .set(log_bytes(&self.folder, self.store.shards()));
+        })
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        if self.tasks.is_shutting_down() {
+            return Some("shutting down".to_owned());
+        }
+        self.store
+            .trust()
+            .err()
+            .map(|error| errors::chain(&error).to_string())
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+/// Copies what the ports count.
+fn publish(metrics: &Metrics, port: &'static str, connections: &Connections) {
+    let counters = connections.counters();
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    for (transport, open, accepted) in [
+        ("quic", &counters.open_quic, &counters.accepted_quic),
+        ("tcp", &counters.open_tcp, &counters.accepted_tcp),
+    ] {
+        let way = ByWay { port, transport };
+        let open = i64::try_from(read(open)).unwrap_or(i64::MAX);
+        metrics.connections.get_or_create(&way).set(open);
+        let count = metrics.connections_accepted.get_or_create(&way);
+        count.inner().store(read(accepted), Ordering::Relaxed);
+    }
+    for (reason, count) in [
+        ("not_admitted", &counters.not_admitted),
+        ("handshake", &counters.handshakes_failed),
+        ("overload", &counters.overload),
+        ("stream", &counters.streams_refused),
+        ("cut", &counters.cut),
+    ] {
+        let metric = metrics
+            .connections_refused
+            .get_or_create(&ByPort { port, reason });
+        metric.inner().store(read(count), Ordering::Relaxed);
+    }
+}
+
+/// A file that is not there has no bytes.
+fn log_bytes(folder: &Folder, shards: u16) -> i64 {
+    let shards = (0..shards).map(|shard| folder.path().join("shards").join(shard.to_string()));
+    let dirs = shards.chain([folder.path().join("control")]);
+    let sum: u64 = dirs
+        .flat_map(|dir| ["log.db", "log.db-wal"].map(|name| dir.join(name)))
+        .filter_map(|path| fs::metadata(path).ok())
+        .map(|metadata| metadata.len())
+        .sum();
+    i64::try_from(sum).unwrap_or(i64::MAX)
+}

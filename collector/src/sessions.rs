@@ -1,0 +1,57 @@
+//! Sessions: who is connected, what they may send, what is sent to them.
+//!
+//! A session begins with a Hello that is judged (`hello`), stands in the `registry` while its control
+//! stream lives (`control`), and brings records on one call per lane (`upload`). An ack is sent after the
+//! store has committed and applied, never before.
+
+pub(crate) mod control;
+pub(crate) mod credit;
+pub(crate) mod hello;
+pub(crate) mod ingest;
+pub(crate) mod registry;
+pub(crate) mod service;
+pub(crate) mod upload;
+
+use std::{sync::Arc, time::Duration};
+
+use nexus_runtime::{clock::Clock, tasks::Tasks};
+use nexus_store::Store;
+use tokio::sync::Semaphore;
+
+use crate::{
+    addresses::Addresses, enrolment::Enrolment, jobs::hints::Hints, pages::metrics::Metrics,
+    trust::Trust,
+};
+use registry::Registry;
+
+/// How much the collector takes in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// The widest window of one lane.
+    pub(crate) upload_credit: u64,
+    /// Windows shrink while commits take longer.
+    pub(crate) commit_latency: Duration,
+    /// Sessions at the same time.
+    pub(crate) sessions: usize,
+}
+
+/// Bytes of uploads being decoded and committed at the same time, over all sessions, in KiB.
+pub(crate) const INTAKE_KIB: usize = 64 * 1024;
+
+/// What sessions are made of.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    pub(crate) store: Store,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) enrolment: Arc<Enrolment>,
+    pub(crate) hints: Arc<Hints>,
+    pub(crate) addresses: Addresses,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) limits: Limits,
+    /// Permits of one KiB of uploads under way.
+    pub(crate) intake: Arc<Semaphore>,
+    /// Ends when the collector takes no more.
+    pub(crate) tasks: Tasks,
+}

@@ -1,0 +1,302 @@
+//! The live sessions: one a node, the newest.
+//!
+//! The registry is memory only. A session is in it from its Welcome until its stream ends, a newer one of
+//! the same node takes over, or somebody ends it; whoever waits for nodes to come and go watches
+//! [`Registry::changes`], which only hints that something did.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use nexus_proto::{
+    agent::v1 as wire,
+    ids::{Incarnation, NodeId, SessionId},
+    time::Timestamp,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Frames to an agent that wait for its stream.
+pub(crate) const OUTBOX_FRAMES: usize = 64;
+
+/// Why a session was ended from this side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    /// As the agent is told.
+    pub(crate) reason: wire::GoodbyeReason,
+    /// In words.
+    pub(crate) message: String,
+    /// When the agent may come back.
+    pub(crate) retry_after: Duration,
+}
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) name: String,
+    pub(crate) transport: &'static str,
+    pub(crate) key_exchange: String,
+    pub(crate) remote: SocketAddr,
+    pub(crate) certificate_expires: Timestamp,
+    outbox: mpsc::Sender<wire::CollectorFrame>,
+    dispatch_credit: AtomicU32,
+    end: watch::Sender<Option<End>>,
+    ended: CancellationToken,
+}
+
+/// What is needed to make a session.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub(crate) id: SessionId,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) name: String,
+    pub(crate) transport: &'static str,
+    pub(crate) key_exchange: String,
+    pub(crate) remote: SocketAddr,
+    pub(crate) certificate_expires: Timestamp,
+    pub(crate) dispatch_credit: u32,
+}
+
+impl Session {
+    /// A session and the frames that are to be written to its agent.
+    pub(crate) fn new(opening: Opening) -> (Arc<Self>, mpsc::Receiver<wire::CollectorFrame>) {
+        let (outbox, frames) = mpsc::channel(OUTBOX_FRAMES);
+        let session = Self {
+            id: opening.id,
+            node: opening.node,
+            incarnation: opening.incarnation,
+            name: opening.name,
+            transport: opening.transport,
+            key_exchange: opening.key_exchange,
+            remote: opening.remote,
+            certificate_expires: opening.certificate_expires,
+            outbox,
+            dispatch_credit: AtomicU32::new(opening.dispatch_credit),
+            end: watch::Sender::new(None),
+            ended: CancellationToken::new(),
+        };
+        (Arc::new(session), frames)
+    }
+
+    /// Queues a frame; `false` when the agent does not read, and so will have to come back.
+    pub(crate) fn send(&self, kind: wire::collector_frame::Kind) -> bool {
+        self.outbox
+            .try_send(wire::CollectorFrame { kind: Some(kind) })
+            .is_ok()
+    }
+
+    /// Ends it; the first reason counts.
+    pub(crate) fn end(&self, end: End) {
+        self.end.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                *current = Some(end);
+            }
+            first
+        });
+        self.ended.cancel();
+    }
+
+    /// Resolves once it was ended from this side, with the reason.
+    pub(crate) async fn end_asked(&self) -> End {
+        self.ended.cancelled().await;
+        let end = self.end.borrow().clone();
+        end.unwrap_or(End {
+            reason: wire::GoodbyeReason::Unspecified,
+            message: String::new(),
+            retry_after: Duration::ZERO,
+        })
+    }
+
+    /// Resolves with its end, whoever caused it. Uploads stop then.
+    pub(crate) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
+    /// Its stream is gone.
+    pub(crate) fn close(&self) {
+        self.ended.cancel();
+    }
+
+    /// Whether the agent takes a further dispatch.
+    pub(crate) fn takes_dispatch(&self) -> bool {
+        self.dispatch_credit.load(Ordering::Relaxed) > 0
+    }
+
+    /// Uses one dispatch of the agent's credit.
+    pub(crate) fn take_dispatch(&self) -> bool {
+        self.dispatch_credit
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            })
+            .is_ok()
+    }
+
+    /// The agent can take more.
+    pub(crate) fn add_dispatches(&self, more: u32) {
+        let most = nexus_proto::limits::CONCURRENT_RUNS;
+        let _always_some =
+            self.dispatch_credit
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                    Some(left.saturating_add(more).min(most))
+                });
+    }
+}
+
+/// All live sessions.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    sessions: Mutex<HashMap<NodeId, Arc<Session>>>,
+    opening: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            sessions: Mutex::default(),
+            opening: Mutex::default(),
+            changes: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Registry {
+    /// Lets one Hello of a node be judged at a time: judging reads the row that welcoming writes.
+    pub(crate) fn gate(&self, node: NodeId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        // Gates nobody holds are forgotten now and then, so that the map follows the crowd.
+        if opening.len() > 1024 {
+            opening.retain(|_, gate| Arc::strong_count(gate) > 1);
+        }
+        Arc::clone(opening.entry(node).or_default())
+    }
+
+    /// Puts a session in, and ends the one it takes the place of.
+    pub(crate) fn insert(&self, session: Arc<Session>) {
+        let older = self.lock().insert(session.node, session);
+        if let Some(older) = older {
+            older.end(End {
+                reason: wire::GoodbyeReason::Superseded,
+                message: "a newer session of this agent took over".to_owned(),
+                retry_after: Duration::ZERO,
+            });
+        }
+        self.hint();
+    }
+
+    /// Takes a session out, unless a newer one stands there already.
+    pub(crate) fn remove(&self, session: &Session) -> bool {
+        session.close();
+        let mut sessions = self.lock();
+        let ours = sessions
+            .get(&session.node)
+            .is_some_and(|current| current.id == session.id);
+        if ours {
+            sessions.remove(&session.node);
+        }
+        drop(sessions);
+        self.hint();
+        ours
+    }
+
+    /// A node's session.
+    pub(crate) fn get(&self, node: NodeId) -> Option<Arc<Session>> {
+        self.lock().get(&node).cloned()
+    }
+
+    /// Ends a node's session, if it has one.
+    pub(crate) fn end(&self, node: NodeId, end: End) {
+        if let Some(session) = self.get(node) {
+            session.end(end);
+        }
+    }
+
+    /// Ends them all.
+    pub(crate) fn end_all(&self, end: &End) {
+        for session in self.all() {
+            session.end(end.clone());
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// All of them, in no order.
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Changes when a session came or went or an agent takes more.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Something changed.
+    pub(crate) fn hint(&self) {
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(node: NodeId) -> Arc<Session> {
+        Session::new(Opening {
+            id: SessionId::random(),
+            node,
+            incarnation: Incarnation::random(),
+            name: "web-1".to_owned(),
+            transport: "quic",
+            key_exchange: "X25519".to_owned(),
+            remote: "127.0.0.1:1".parse().unwrap(),
+            certificate_expires: Timestamp(1),
+            dispatch_credit: 1,
+        })
+        .0
+    }
+
+    #[tokio::test]
+    async fn the_newer_session_takes_over() {
+        let registry = Registry::default();
+        let node = NodeId::random();
+        let (old, new) = (session(node), session(node));
+        registry.insert(Arc::clone(&old));
+        registry.insert(Arc::clone(&new));
+        assert_eq!(
+            old.end_asked().await.reason,
+            wire::GoodbyeReason::Superseded
+        );
+        assert!(!registry.remove(&old), "the newer one must stay");
+        assert_eq!(registry.get(node).unwrap().id, new.id);
+        assert!(registry.remove(&new));
+        assert!(registry.get(node).is_none());
+    }
+
+    #[test]
+    fn dispatch_credit_runs_out_and_comes_back() {
+        let session = session(NodeId::random());
+        assert!(session.take_dispatch());
+        assert!(!session.takes_dispatch() && !session.take_dispatch());
+        session.add_dispatches(2);
+        assert!(session.take_dispatch() && session.take_dispatch() && !session.take_dispatch());
+    }
+}

@@ -1,0 +1,184 @@
+//! One lane's upload: frames in, acks out. One frame is in the store's hands at a time; what the agent
+//! sends meanwhile waits in the transport, within the credit it was given.
+
+use std::sync::Arc;
+
+use nexus_proto::{
+    agent::v1 as wire,
+    ids::{Lane, NodeId, SessionId},
+};
+use nexus_runtime::errors;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::{
+    Sessions,
+    credit::Credit,
+    ingest::{Intake, Reader},
+    registry::Session,
+};
+use crate::pages::metrics::ByLane;
+
+/// Acks that wait for the stream.
+pub(crate) const ACKS: usize = 4;
+
+type Acks = mpsc::Sender<Result<wire::UploadAck, Status>>;
+
+/// Runs an upload until either side ends it. An error is told to the agent, which then opens a new one.
+pub(crate) async fn run(
+    sessions: Arc<Sessions>,
+    node: NodeId,
+    mut frames: Streaming<wire::UploadFrame>,
+    acks: Acks,
+) {
+    if let Err(status) = upload(&sessions, node, &mut frames, &acks).await {
+        tracing::debug!(%node, %status, "ended an upload");
+        // Nobody is left to be told when this fails.
+        let _gone = acks.send(Err(status)).await;
+    }
+}
+
+async fn upload(
+    sessions: &Sessions,
+    node: NodeId,
+    frames: &mut Streaming<wire::UploadFrame>,
+    acks: &Acks,
+) -> Result<(), Status> {
+    let (session, lane) = open(sessions, node, frames).await?;
+    let cursor = sessions
+        .store
+        .cursors(node, session.incarnation)
+        .map_err(|error| store_failed(&error))?
+        .into_iter()
+        .find_map(|(of, seq)| (of == lane).then_some(seq))
+        .unwrap_or_default();
+    let mut credit = Credit::new(
+        sessions.limits.upload_credit,
+        sessions.limits.commit_latency,
+    );
+    let mut reader = Reader::new(node, session.incarnation, lane, cursor);
+    ack(acks, cursor, &credit).await?;
+    let ended = session.ended();
+    loop {
+        let frame = tokio::select! {
+            () = ended.cancelled() => return Ok(()),
+            frame = frames.message() => frame?,
+        };
+        let Some(frame) = frame else {
+            return Ok(());
+        };
+        let bytes = frame.encoded_len();
+        let Some(wire::upload_frame::Kind::Batch(batch)) = frame.kind else {
+            return Err(Status::invalid_argument(
+                "an upload is opened once, then has batches",
+            ));
+        };
+        // Decoded records are several times their encoded size: bounded over all sessions together.
+        let permits = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+        let _intake = Arc::clone(&sessions.intake)
+            .acquire_many_owned(permits)
+            .await
+            .map_err(|_| Status::unavailable("the collector is shutting down"))?;
+        let intake = reader
+            .read(batch, sessions.clock.now())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (seq, broken) = (intake.last_seq, intake.broken.clone());
+        commit(sessions, node, lane, intake, &mut credit).await?;
+        ack(acks, seq, &credit).await?;
+        if let Some(why) = broken {
+            return Err(Status::aborted(format!(
+                "a report could not be read, begin a new stream with a key frame: {why}"
+            )));
+        }
+    }
+}
+
+async fn open(
+    sessions: &Sessions,
+    node: NodeId,
+    frames: &mut Streaming<wire::UploadFrame>,
+) -> Result<(Arc<Session>, Lane), Status> {
+    let first = tokio::time::timeout(super::control::FIRST_FRAME, frames.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no UploadOpen came"))??;
+    let Some(wire::upload_frame::Kind::Open(open)) = first.and_then(|frame| frame.kind) else {
+        return Err(Status::invalid_argument(
+            "the first frame of an upload is no UploadOpen",
+        ));
+    };
+    let bad = |error: nexus_proto::ids::IdError| Status::invalid_argument(error.to_string());
+    let id = SessionId::from_wire(&open.session_id).map_err(bad)?;
+    let lane = Lane::from_wire(open.lane).map_err(bad)?;
+    let session = sessions
+        .registry
+        .get(node)
+        .filter(|session| session.id == id)
+        .ok_or_else(|| Status::failed_precondition(format!("session {id} is not this agent's")))?;
+    Ok((session, lane))
+}
+
+async fn commit(
+    sessions: &Sessions,
+    node: NodeId,
+    lane: Lane,
+    intake: Intake,
+    credit: &mut Credit,
+) -> Result<(), Status> {
+    if intake.entries.is_empty() {
+        return Ok(());
+    }
+    let start = sessions.clock.instant();
+    let shard = sessions.store.shard_of(node);
+    let outcomes = sessions
+        .store
+        .append(shard, intake.entries)
+        .await
+        .map_err(|error| store_failed(&error))?;
+    let latency = sessions.clock.instant().saturating_duration_since(start);
+    credit.committed_in(latency);
+    if let Some(why) = outcomes.iter().find_map(|outcome| outcome.refusal()) {
+        return Err(Status::failed_precondition(format!(
+            "the records were not taken: {why}"
+        )));
+    }
+    let metrics = &sessions.metrics;
+    let by_lane = ByLane { lane: lane.name() };
+    metrics.commit_seconds.0.observe(latency.as_secs_f64());
+    metrics
+        .records_acked
+        .get_or_create(&by_lane)
+        .inc_by(intake.records);
+    metrics
+        .record_bytes
+        .get_or_create(&by_lane)
+        .inc_by(intake.bytes);
+    if intake.dead > 0 {
+        metrics
+            .dead_letters
+            .get_or_create(&by_lane)
+            .inc_by(intake.dead);
+        tracing::warn!(%node, %lane, records = intake.dead, "put unreadable records aside as dead letters");
+    }
+    for job in intake.jobs {
+        sessions.hints.changed(job);
+    }
+    Ok(())
+}
+
+async fn ack(acks: &Acks, seq: u64, credit: &Credit) -> Result<(), Status> {
+    let ack = wire::UploadAck {
+        seq,
+        credit_bytes: credit.bytes(),
+    };
+    acks.send(Ok(ack))
+        .await
+        .map_err(|_| Status::cancelled("the agent is gone"))
+}
+
+/// Nothing was acknowledged, so nothing is lost: the agent keeps it and comes again.
+fn store_failed(error: &nexus_store::StoreError) -> Status {
+    let text = errors::chain(error).to_string();
+    tracing::error!(error = text, "records could not be stored");
+    Status::unavailable(text)
+}
