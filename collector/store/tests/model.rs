@@ -214,7 +214,7 @@ async fn play(steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_projections_follow_from_the_log(steps in prop::collection::vec(step(), 1..30)) {
@@ -371,7 +371,7 @@ async fn many_reports_share_commits() {
         u32::try_from(total).map(f64::from).unwrap() / took.as_secs_f64(),
         f64::from(u32::try_from(log).unwrap()) / f64::from(u32::try_from(total).unwrap() * 60)
     );
-    let index = count(&store, "SELECT max(log_index) FROM shards").await;
+    let index = count(&store, "SELECT max(applied_index) FROM shards").await;
     assert!(
         u64::try_from(index).unwrap() < total,
         "{index} commits for {total} reports"

@@ -44,7 +44,7 @@ pub(super) fn nodes() -> View {
             time("n.enrolled_at_ms"),
         ),
         text(
-            "certificate_expires",
+            "certificate_expires_at",
             "when its newest certificate ends",
             time("n.certificate_expires_ms"),
         ),
@@ -154,24 +154,29 @@ pub(super) fn jobs() -> View {
                 "active or ended",
                 "CASE WHEN t.ended_ms IS NULL THEN 'active' ELSE 'ended' END",
             ),
+            number(
+                "succeeded",
+                "targets that succeeded, once it has ended",
+                "json_extract(t.counts, '$.succeeded')",
+            ),
             text("summary", "the command", "t.summary"),
             text("operator", "who signed it", "t.operator"),
             text("selector", "what was asked for", "t.selector"),
             number("targets", "how many nodes", "t.targets"),
-            text("created", "when it was made", time("t.created_ms")),
+            text("created_at", "when it was made", time("t.created_ms")),
             text(
                 "not_before",
                 "no execution starts before this",
                 time("nullif(t.not_before_ms, 0)"),
             ),
             text(
-                "expires",
+                "expires_at",
                 "no execution starts at or after this",
                 time("t.expires_ms"),
             ),
             text("cancelled", "why it was cancelled", "t.cancelled"),
             text(
-                "ended",
+                "ended_at",
                 "when its last run became final",
                 time("t.ended_ms"),
             ),
@@ -192,7 +197,7 @@ pub(super) fn runs() -> View {
         "a job on one node",
         "runs",
         vec![
-            text("job", "the job's id", uuid("t.job")),
+            text("job_id", "the job's id", uuid("t.job")),
             text(
                 "state",
                 "pending, dispatched, running, or one of the final states",
@@ -201,9 +206,10 @@ pub(super) fn runs() -> View {
             number("exit_code", "what it exited with", "t.exit_code"),
             number("signal", "what signal ended it", "t.signal"),
             text("reason", "in words", "t.reason"),
-            text("dispatched", "when it was sent", time("t.dispatched_ms")),
-            text("started", "when it began", time("t.started_ms")),
-            text("finished", "when it ended", time("t.finished_ms")),
+            text("created_at", "when it was planned", time("t.planned_ms")),
+            text("dispatched_at", "when it was sent", time("t.dispatched_ms")),
+            text("started_at", "when it began", time("t.started_ms")),
+            text("finished_at", "when it ended", time("t.finished_ms")),
             number("stdout_bytes", "produced, kept or not", "t.stdout_bytes"),
             number("stderr_bytes", "produced, kept or not", "t.stderr_bytes"),
             number(
@@ -232,7 +238,7 @@ pub(super) fn run_output() -> View {
         "a piece of a run's output",
         "run_outputs",
         vec![
-            text("job", "the job's id", uuid("t.job")),
+            text("job_id", "the job's id", uuid("t.job")),
             text("stream", "stdout or stderr", "t.stream"),
             number("offset", "bytes of the stream before it", "t.offset"),
             column("data", "BLOB", "the piece", "t.data"),
@@ -248,13 +254,19 @@ pub(super) fn tokens() -> View {
         "tokens",
         vec![
             text("id", "its id, a UUID", uuid("t.token")),
+            text(
+                "state",
+                "active, used (up), expired or revoked",
+                "CASE WHEN t.revoked_ms IS NOT NULL THEN 'revoked' WHEN t.used >= t.uses THEN 'used' \
+                 WHEN t.expires_ms <= unixepoch() * 1000 THEN 'expired' ELSE 'active' END",
+            ),
             text("labels", "labels its nodes get, a JSON object", "t.labels"),
             number("uses", "how many nodes may use it", "t.uses"),
             number("used", "how many have", "t.used"),
             text("operator", "who signed it", "t.operator"),
-            text("created", "when it was made", time("t.created_ms")),
-            text("expires", "when it ends", time("t.expires_ms")),
-            text("revoked", "when it was revoked", time("t.revoked_ms")),
+            text("created_at", "when it was made", time("t.created_ms")),
+            text("expires_at", "when it ends", time("t.expires_ms")),
+            text("revoked_at", "when it was revoked", time("t.revoked_ms")),
         ],
         "t.created_ms <= {t}",
     )
@@ -267,10 +279,10 @@ pub(super) fn identities() -> View {
         "serials",
         vec![
             text("serial", "its serial number", "t.serial"),
-            text("identity", "its SPIFFE id", "t.identity"),
+            text("spiffe_id", "its SPIFFE id", "t.identity"),
             text("role", "agent, collector or operator", "t.role"),
-            text("issued", "when", time("t.issued_ms")),
-            text("expires", "when it ends", time("t.expires_ms")),
+            text("issued_at", "when", time("t.issued_ms")),
+            text("not_after", "when it ends", time("t.expires_ms")),
         ],
         "t.issued_ms <= {t}",
     )
@@ -288,8 +300,8 @@ pub(super) fn operators() -> View {
                 "the Ed25519 public key, hex",
                 hex("t.signing_key"),
             ),
-            text("first_login", "when", time("t.first_login_ms")),
-            text("last_login", "when", time("t.last_login_ms")),
+            text("first_login_at", "when", time("t.first_login_ms")),
+            text("last_login_at", "when", time("t.last_login_ms")),
         ],
         "t.first_login_ms <= {t}",
     )
@@ -301,7 +313,8 @@ pub(super) fn shards() -> View {
         about: "a part of the fleet",
         place: Place::Shards,
         columns: vec![
-            number("shard", "its number", "{n}"),
+            number("id", "its number", "{n}"),
+            text("state", "serving: it takes and answers", "'serving'"),
             number("nodes", "nodes in it", "(SELECT count(*) FROM {s}.nodes)"),
             number(
                 "connected",
@@ -314,7 +327,7 @@ pub(super) fn shards() -> View {
                 "(SELECT count(*) FROM {c}.slots WHERE shard = {n})",
             ),
             number(
-                "log_index",
+                "applied_index",
                 "the log row its projections have reached",
                 "t.value",
             ),
@@ -336,7 +349,7 @@ pub(super) fn collectors() -> View {
             text("id", "its id", "t.id"),
             text("region", "its region", "t.region"),
             text("version", "of its program", "t.version"),
-            text("started", "when it last started", time("t.started_ms")),
+            text("started_at", "when it last started", time("t.started_ms")),
         ],
         "1",
     )
