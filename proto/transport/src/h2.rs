@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -132,9 +132,11 @@ pub(crate) async fn start(
     stop: CancellationToken,
 ) -> Result<(Calls, Ended), Closed> {
     let heard = CancellationToken::new();
+    let alert = Arc::new(OnceLock::new());
     let stream = Heard {
         stream,
         heard: heard.clone(),
+        alert: Arc::clone(&alert),
     };
     let (sender, connection) = hyper::client::conn::http2::Builder::new(Spawner)
         .timer(TokioTimer::new())
@@ -154,7 +156,10 @@ pub(crate) async fn start(
             result = connection => match result {
                 Ok(()) => Closed::Peer("without a reason".to_owned()),
                 Err(error) if error.is_timeout() => Closed::Silent,
-                Err(error) => Closed::of_error(&error),
+                Err(error) => alert.get().map_or_else(
+                    || Closed::of_error(&error),
+                    |alert| Closed::Certificate(alert.clone()),
+                ),
             },
             () = stop.cancelled() => Closed::Local,
         };
@@ -190,10 +195,12 @@ impl Calls {
     }
 }
 
-/// Notices the first bytes from the peer.
+/// Notices the first bytes from the peer, and an alert about our certificate, of which the HTTP/2 library
+/// would keep the text alone.
 struct Heard<S> {
     stream: S,
     heard: CancellationToken,
+    alert: Arc<OnceLock<String>>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
@@ -203,7 +210,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if let Err(error) = ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+            if let Some(refusal) = nexus_pki::tls::refusal_of(&error) {
+                self.alert.set(refusal).ok();
+            }
+            return Poll::Ready(Err(error));
+        }
         if buf.filled().len() > before {
             self.heard.cancel();
         }

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
@@ -126,17 +127,17 @@ impl AgentPort {
         serving: Serving,
     ) -> io::Result<()> {
         let endpoint = endpoint(self.udp, tls.quic, keys, &serving.connections)?;
-        let tracker = TaskTracker::new();
+        let running = Running::new();
         let ways = TcpWays {
             main: tls.tcp,
             enrol: Some(tls.enrol),
             roles: &[Role::Agent],
         };
         tokio::join!(
-            accept_quic(&endpoint, &agents, &serving, &tracker),
-            accept_tcp(&self.tcp, ways, &agents, &enrolment, &serving, &tracker),
+            accept_quic(&endpoint, &agents, &serving, &running),
+            accept_tcp(&self.tcp, ways, &agents, &enrolment, &serving, &running),
         );
-        drain(&tracker, &serving).await;
+        drain(&running, &serving).await;
         endpoint.close(REFUSED.into(), b"shutting down");
         // Lets the farewells go out.
         timeout(std::time::Duration::from_millis(500), endpoint.wait_idle())
@@ -171,14 +172,14 @@ impl OperatorPort {
         service: S,
         serving: Serving,
     ) -> io::Result<()> {
-        let tracker = TaskTracker::new();
+        let running = Running::new();
         let ways = TcpWays {
             main: tls,
             enrol: None,
             roles: &[Role::Operator],
         };
-        accept_tcp(&self.tcp, ways, &service, &service, &serving, &tracker).await;
-        drain(&tracker, &serving).await;
+        accept_tcp(&self.tcp, ways, &service, &service, &serving, &running).await;
+        drain(&running, &serving).await;
         Ok(())
     }
 }
@@ -216,8 +217,36 @@ fn endpoint(
     quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, runtime)
 }
 
+/// The tasks of a port's connections.
+struct Running {
+    tracker: TaskTracker,
+    /// Ends them all.
+    end: CancellationToken,
+}
+
+impl Running {
+    fn new() -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            end: CancellationToken::new(),
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker
+            .spawn(self.end.clone().run_until_cancelled_owned(task));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end.cancel();
+    }
+}
+
 /// Calls may go on for a while; what is left then is dropped.
-async fn drain(tracker: &TaskTracker, serving: &Serving) {
+async fn drain(running: &Running, serving: &Serving) {
+    let tracker = &running.tracker;
     tracker.close();
     let deadline = serving.connections.limits().drain;
     if timeout(deadline, tracker.wait()).await.is_err() {
@@ -232,7 +261,7 @@ async fn accept_quic<S: CallService>(
     endpoint: &quinn::Endpoint,
     service: &S,
     serving: &Serving,
-    tracker: &TaskTracker,
+    running: &Running,
 ) {
     loop {
         let incoming = tokio::select! {
@@ -246,7 +275,7 @@ async fn accept_quic<S: CallService>(
             continue;
         };
         let (service, serving) = (service.clone(), serving.clone());
-        tracker.spawn(async move {
+        running.spawn(async move {
             let counters = serving.connections.counters();
             let remote = canonical(incoming.remote_address());
             let connecting = async { incoming.accept()?.await };
@@ -305,7 +334,7 @@ async fn accept_tcp<S: CallService, E: CallService>(
     service: &S,
     enrolment: &E,
     serving: &Serving,
-    tracker: &TaskTracker,
+    running: &Running,
 ) {
     loop {
         let accepted = tokio::select! {
@@ -326,7 +355,7 @@ async fn accept_tcp<S: CallService, E: CallService>(
         };
         let (ways, serving) = (ways.clone(), serving.clone());
         let (service, enrolment) = (service.clone(), enrolment.clone());
-        tracker.spawn(async move {
+        running.spawn(async move {
             let remote = canonical(remote);
             let shaken = timeout(limits::HANDSHAKE_TIMEOUT, handshake(stream, &ways)).await;
             drop(permit);
