@@ -21,6 +21,8 @@ mod h3_wire;
 mod peer;
 mod port;
 mod preface;
+#[cfg(test)]
+mod tests;
 mod tune;
 
 pub use connections::{Connections, Counters, Limits};
