@@ -472,10 +472,7 @@ fn a_restart_is_noticed_at_the_next_packet() {
             .unwrap_err();
         timeout(LONG, connection.closed()).await.unwrap()
     });
-    assert!(
-        matches!(closed, Closed::Restarted | Closed::Peer(_)),
-        "{closed:?}"
-    );
+    assert_eq!(closed, Closed::Restarted);
 }
 
 /// A call's stream that carries `bytes` before any DATA, on an otherwise good connection.
@@ -512,4 +509,63 @@ async fn a_flood_of_frames_before_data_is_refused() {
 #[tokio::test]
 async fn a_header_frame_that_claims_too_much_is_refused_at_once() {
     flood(&[1, 0x80, 0x10, 0, 0]).await;
+}
+
+#[tokio::test]
+async fn who_was_denied_since_is_refused_on_a_resumed_session_too() {
+    let fleet = Fleet::new();
+    let server = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
+    for mode in [Mode::Quic, Mode::Tcp] {
+        let node = NodeId::random();
+        let dialer = fleet.dialer(&fleet.agent(node), server.at, mode, KeyExchange::Auto);
+        let first = dialer.connect().await.unwrap();
+        let mut client = AgentClient::new(first.channel.clone());
+        let request = RenewRequest {
+            csr_der: vec![1].into(),
+        };
+        client.renew(request.clone()).await.unwrap();
+        let spiffe = format!("spiffe://{DOMAIN}/agent/{node}");
+        fleet.admission.deny(spiffe.parse().unwrap());
+        let said = match dialer.connect().await {
+            Err(error) => error.to_string(),
+            Ok(told) => {
+                let mut client = AgentClient::new(told.channel.clone());
+                let refused = client.renew(request).await.unwrap_err();
+                assert_eq!(refused.code(), Code::Unauthenticated);
+                refused.message().to_owned()
+            }
+        };
+        assert!(said.contains("revoked"), "{said}");
+    }
+    let counters = server.connections.counters();
+    assert_eq!(
+        counters
+            .not_admitted
+            .load(std::sync::atomic::Ordering::Relaxed),
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_call_under_way_is_let_finish_before_the_end() {
+    for mode in [Mode::Quic, Mode::Tcp] {
+        let fleet = Fleet::new();
+        let server = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
+        let leaf = fleet.agent(NodeId::random());
+        let dialer = fleet.dialer(&leaf, server.at, mode, KeyExchange::Auto);
+        let connection = dialer.connect().await.unwrap();
+        let mut client = AgentClient::new(connection.channel.clone());
+        let (send, frames) = mpsc::channel(1);
+        let upload = client.upload(ReceiverStream::new(frames)).await.unwrap();
+        let mut acks = upload.into_inner();
+        server.shutdown.cancel();
+        let records = vec![vec![1; 10].into()];
+        let kind = Some(upload_frame::Kind::Batch(RecordBatch { records }));
+        send.send(UploadFrame { kind }).await.unwrap();
+        assert_eq!(acks.message().await.unwrap().unwrap().seq, 10);
+        drop(send);
+        assert!(acks.message().await.unwrap().is_none());
+        timeout(LONG, connection.closed()).await.unwrap();
+        timeout(LONG, server.task).await.unwrap().unwrap().unwrap();
+    }
 }
