@@ -8,6 +8,7 @@ pub mod agent;
 pub mod collector;
 pub mod ctl;
 pub mod fault;
+pub mod fleet;
 pub mod poll;
 pub mod process;
 pub mod programs;

@@ -1,4 +1,12 @@
 //! The real programs, together.
 
+// `cfg(test)` tells the lints that helpers in there are test code too.
+#[cfg(test)]
 #[path = "e2e/command_line.rs"]
 mod command_line;
+#[cfg(test)]
+#[path = "e2e/operators.rs"]
+mod operators;
+#[cfg(test)]
+#[path = "e2e/settings.rs"]
+mod settings;
