@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 
 use crate::{
@@ -155,7 +155,7 @@ impl DialError {
     }
 }
 
-/// An established connection. Dropping it and all channels of it ends it.
+/// An established connection. It ends when this, all its channels and all its calls have been dropped.
 pub struct Connection {
     /// Makes calls.
     pub channel: Channel,
@@ -173,7 +173,6 @@ enum End {
     Quic(quinn::Connection),
     Tcp {
         ended: h2::Ended,
-        _stop: Arc<DropGuard>,
         token: CancellationToken,
         rtt: Duration,
     },
@@ -218,7 +217,6 @@ impl Connection {
 pub struct Channel {
     calls: Calls,
     authority: http::uri::Authority,
-    _stop: Option<Arc<DropGuard>>,
 }
 
 #[derive(Clone)]
@@ -469,7 +467,6 @@ async fn over_quic(
         channel: Channel {
             calls: Calls::H3(calls),
             authority: authority(remote)?,
-            _stop: None,
         },
         transport: TransportKind::Quic,
         key_exchange: quic_group(&connection),
@@ -495,21 +492,14 @@ async fn over_tcp(
     let group = stream.get_ref().1.negotiated_key_exchange_group();
     let key_exchange = group.map_or_else(String::new, |group| group_name(group.name()));
     let token = CancellationToken::new();
-    let stop = Arc::new(token.clone().drop_guard());
     let (calls, ended) = h2::start(stream, windows, token.clone())
         .await
         .map_err(Fault::Closed)?;
     let channel = Channel {
         calls: Calls::H2(calls),
         authority: authority(remote)?,
-        _stop: Some(Arc::clone(&stop)),
     };
-    let end = End::Tcp {
-        ended,
-        _stop: stop,
-        token,
-        rtt,
-    };
+    let end = End::Tcp { ended, token, rtt };
     Ok(Connection {
         channel,
         transport: TransportKind::Tcp,

@@ -569,3 +569,26 @@ async fn a_call_under_way_is_let_finish_before_the_end() {
         timeout(LONG, server.task).await.unwrap().unwrap().unwrap();
     }
 }
+
+#[tokio::test]
+async fn an_answer_outlives_the_client_that_asked_and_nothing_outlives_the_answer() {
+    let fleet = Fleet::new();
+    let server = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
+    for mode in [Mode::Quic, Mode::Tcp] {
+        let leaf = fleet.agent(NodeId::random());
+        let dialer = fleet.dialer(&leaf, server.at, mode, KeyExchange::Auto);
+        let connection = dialer.connect().await.unwrap();
+        let closed = connection.closed();
+        let (send, frames) = mpsc::channel(1);
+        let mut client = AgentClient::new(connection.channel.clone());
+        let upload = client.upload(ReceiverStream::new(frames)).await.unwrap();
+        let mut acks = upload.into_inner();
+        drop((client, connection));
+        let records = vec![vec![1; 10].into()];
+        let kind = Some(upload_frame::Kind::Batch(RecordBatch { records }));
+        send.send(UploadFrame { kind }).await.unwrap();
+        assert_eq!(acks.message().await.unwrap().unwrap().seq, 10);
+        drop((send, acks));
+        timeout(LONG, closed).await.unwrap();
+    }
+}
