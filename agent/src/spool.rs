@@ -1,0 +1,407 @@
+//! What the agent saw and did, kept on disk until a collector has committed it.
+//!
+//! Three lanes, each a folder of segment files ([`segment`](self) format in `segment.rs`) with its own
+//! seqs, cursor and bound. A result, an inventory section or an event is fsynced before it counts as
+//! stored; metrics and pieces of output ride the page cache. When a lane is full, results are kept
+//! whatever happens (new jobs are refused, pieces of output counted as dropped), superseded inventory
+//! sections are left out, and the oldest metrics make way for a gap record.
+//!
+//! Metric reports are coded against the ones before them in the same file; a file begins with a key
+//! frame. Each upload decodes them and codes them anew for its stream.
+
+mod lane;
+mod marks;
+mod open;
+mod reader;
+mod segment;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use nexus_pki::files::{self, FileError};
+use nexus_proto::{
+    ids::Lane,
+    metrics::{Decoder, Encoder},
+    record::{Body, Event, Record},
+    time::Timestamp,
+};
+use tokio::sync::Notify;
+
+pub use self::{lane::LaneConfig, open::Finding};
+use self::{lane::LaneLog, reader::Reader};
+
+/// The file of what inventory is stored or on its way: a line `KIND HEX` each.
+const SECTIONS: &str = "sections";
+
+/// Bounds of the three lanes.
+#[derive(Debug, Clone, Copy)]
+pub struct SpoolConfig {
+    /// Results.
+    pub results: LaneConfig,
+    /// Inventory.
+    pub inventory: LaneConfig,
+    /// Metrics.
+    pub metrics: LaneConfig,
+}
+
+/// Why something could not be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// A file operation failed.
+    #[error("cannot {action} {path}", path = path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be replaced.
+    #[error("cannot keep a file of the spool")]
+    Replace(#[from] FileError),
+    /// Written by a later version of the agent.
+    #[error("{} was written by a newer version of nexus-agent", .0.display())]
+    Newer(PathBuf),
+    /// A record that was good when it was written no longer is.
+    #[error("{} is damaged", .0.display())]
+    Damaged(PathBuf),
+    /// The record is larger than any may be.
+    #[error("a record of {bytes} bytes is too large for the {lane} lane")]
+    TooLarge {
+        /// For which lane.
+        lane: Lane,
+        /// Its size.
+        bytes: usize,
+    },
+    /// The lane is full, and this kind of record is not stored regardless.
+    #[error("the {0} lane is full")]
+    Full(Lane),
+}
+
+/// The three lanes. All of its methods block on the disk alone, and shortly.
+#[derive(Debug)]
+pub struct Spool {
+    results: Mutex<LaneLog>,
+    inventory: Mutex<LaneLog>,
+    metrics: Mutex<(LaneLog, Encoder)>,
+    sections: Mutex<BTreeMap<String, [u8; 32]>>,
+    dir: PathBuf,
+    changed: Notify,
+    acked: Notify,
+}
+
+impl Spool {
+    /// Opens or makes the spool in `dir`, mending what an unclean stop left.
+    pub fn open(
+        dir: &Path,
+        config: &SpoolConfig,
+        now: Timestamp,
+    ) -> Result<(Self, Vec<Finding>), SpoolError> {
+        files::create_folder(dir)?;
+        let mut findings = Vec::new();
+        let mut open = |lane: Lane, config| {
+            let (log, mut found) = open::open(lane, dir.join(lane.name()), config, now)?;
+            findings.append(&mut found);
+            Ok::<_, SpoolError>(log)
+        };
+        let results = open(Lane::Results, config.results)?;
+        let inventory = open(Lane::Inventory, config.inventory)?;
+        let metrics = open(Lane::Metrics, config.metrics)?;
+        // Lost inventory has to be looked at again, not merely said to be lost.
+        let inventory_lost = findings.iter().any(|f| f.lane == Lane::Inventory);
+        let sections = if inventory_lost {
+            BTreeMap::new()
+        } else {
+            read_sections(dir)
+        };
+        let spool = Self {
+            results: Mutex::new(results),
+            inventory: Mutex::new(inventory),
+            metrics: Mutex::new((metrics, Encoder::new())),
+            sections: Mutex::new(sections),
+            dir: dir.to_owned(),
+            changed: Notify::new(),
+            acked: Notify::new(),
+        };
+        for finding in &findings {
+            if finding.kind == "spool_quarantined" {
+                spool.event(now, finding.kind, &finding.message)?;
+            }
+        }
+        Ok((spool, findings))
+    }
+
+    /// Stores one record; once this returns a start, an end, an event or a section survives a power cut.
+    pub fn append(&self, time: Timestamp, body: Body) -> Result<u64, SpoolError> {
+        let seq = match body {
+            Body::Metrics(_) => self.append_metrics(time, body)?,
+            Body::Section(_) => self.append_section(time, body)?,
+            Body::Output(_) => {
+                let mut log = lock(&self.results);
+                if log.bytes() >= log.config.bytes {
+                    return Err(SpoolError::Full(Lane::Results));
+                }
+                log.append(time, |seq, _| encode(seq, time, body), false)?
+            }
+            _ => lock(&self.results).append(time, |seq, _| encode(seq, time, body), true)?,
+        };
+        self.changed.notify_one();
+        Ok(seq)
+    }
+
+    /// Stores an event.
+    pub fn event(&self, time: Timestamp, kind: &str, message: &str) -> Result<u64, SpoolError> {
+        let limit = nexus_proto::limits::REASON_BYTES / 4;
+        let message = message.chars().take(limit).collect();
+        self.append(
+            time,
+            Body::Event(Event {
+                kind: kind.to_owned(),
+                message,
+            }),
+        )
+    }
+
+    /// Whether there is room for the results of another job: at least a quarter of the lane.
+    #[must_use]
+    pub fn takes_jobs(&self) -> bool {
+        let log = lock(&self.results);
+        log.bytes() < log.config.bytes / 4 * 3
+    }
+
+    /// The lowest seq of a lane that is stored and not acked, for Hello.
+    #[must_use]
+    pub fn lowest(&self, lane: Lane) -> u64 {
+        self.with(lane, |log| log.lowest())
+    }
+
+    /// The highest seq that the collector has committed, as far as this folder knows.
+    #[must_use]
+    pub fn acked(&self, lane: Lane) -> u64 {
+        self.with(lane, |log| log.acked)
+    }
+
+    /// The highest seq stored.
+    #[must_use]
+    pub fn last(&self, lane: Lane) -> u64 {
+        self.with(lane, |log| log.last())
+    }
+
+    /// Bytes on disk.
+    #[must_use]
+    pub fn bytes(&self, lane: Lane) -> u64 {
+        self.with(lane, |log| log.bytes())
+    }
+
+    /// Everything up to `seq` of this lane is committed.
+    pub fn ack(&self, lane: Lane, seq: u64) -> Result<(), SpoolError> {
+        self.with(lane, |log| log.ack(seq))?;
+        self.acked.notify_waiters();
+        Ok(())
+    }
+
+    /// Resolves when something was stored since the last time it did. For one waiter.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Resolves at the next ack. For any number of waiters, who look at [`Spool::acked`] first.
+    pub async fn ack_arrived(&self) {
+        self.acked.notified().await;
+    }
+
+    /// Hashes of the sections stored here or at the collector, by kind.
+    #[must_use]
+    pub fn sections(&self) -> BTreeMap<String, [u8; 32]> {
+        lock(&self.sections).clone()
+    }
+
+    /// A reader of what stands above `after`, for one upload stream.
+    #[must_use]
+    pub fn upload(&self, lane: Lane, after: u64) -> Upload {
+        Upload {
+            lane,
+            reader: Reader::new(after),
+            encoder: Encoder::new(),
+        }
+    }
+
+    /// Fsyncs everything and marks the stop as a clean one.
+    pub fn close(&self) -> Result<(), SpoolError> {
+        for lane in Lane::ALL {
+            self.with(lane, |log| log.close())?;
+        }
+        Ok(())
+    }
+
+    fn append_metrics(&self, time: Timestamp, body: Body) -> Result<u64, SpoolError> {
+        let mut guard = lock(&self.metrics);
+        let (log, encoder) = &mut *guard;
+        let oldest = time.before(log.config.age);
+        while log
+            .segments
+            .iter()
+            .any(|s| s.gap_from.is_none() && s.newest < oldest && s.last >= s.first)
+            || log.bytes() > log.config.bytes
+        {
+            if !log.drop_oldest(time)? {
+                break;
+            }
+        }
+        log.append(
+            time,
+            |seq, fresh| {
+                if fresh {
+                    *encoder = Encoder::new();
+                }
+                Record { seq, time, body }.encode(encoder)
+            },
+            false,
+        )
+    }
+
+    fn append_section(&self, time: Timestamp, body: Body) -> Result<u64, SpoolError> {
+        let known = match &body {
+            Body::Section(section) if section.error.is_none() => {
+                Some((section.kind.clone(), section.hash))
+            }
+            _ => None,
+        };
+        let mut log = lock(&self.inventory);
+        let seq = log.append(time, |seq, _| encode(seq, time, body), true)?;
+        if log.bytes() > log.config.bytes {
+            coalesce(&mut log)?;
+        }
+        drop(log);
+        if let Some((kind, hash)) = known {
+            let mut sections = lock(&self.sections);
+            sections.insert(kind, hash);
+            let text: String = sections
+                .iter()
+                .map(|(kind, hash)| format!("{kind} {}\n", nexus_pki::hex(hash)))
+                .collect();
+            files::write_private(&self.dir, SECTIONS, text.as_bytes())?;
+        }
+        Ok(seq)
+    }
+
+    fn with<T>(&self, lane: Lane, act: impl FnOnce(&mut LaneLog) -> T) -> T {
+        match lane {
+            Lane::Results => act(&mut lock(&self.results)),
+            Lane::Inventory => act(&mut lock(&self.inventory)),
+            Lane::Metrics => act(&mut lock(&self.metrics).0),
+        }
+    }
+}
+
+/// Reads one lane for one upload stream, coding metrics for that stream.
+#[derive(Debug)]
+pub struct Upload {
+    lane: Lane,
+    reader: Reader,
+    encoder: Encoder,
+}
+
+impl Upload {
+    /// The next records with their seqs, at most `bytes` of them (but one at least).
+    pub fn next_batch(
+        &mut self,
+        spool: &Spool,
+        bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, SpoolError> {
+        spool.with(self.lane, |log| {
+            let mut batch = Vec::new();
+            let mut size = 0;
+            while size < bytes && batch.len() < nexus_proto::limits::BATCH_RECORDS {
+                let stored = match self.reader.next(log) {
+                    Ok(Some(stored)) => stored,
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::error!(lane = %self.lane, error = %error, "a spool file is passed over");
+                        self.reader.skip_file(log);
+                        continue;
+                    }
+                };
+                let seq = stored.seq;
+                let known = seq <= self.reader.after;
+                let payload = if self.lane == Lane::Metrics {
+                    match Record::decode(stored.payload, &mut self.reader.decoder) {
+                        Ok(_) if known => continue,
+                        Ok(record) => record.encode(&mut self.encoder),
+                        Err(error) => {
+                            tracing::error!(seq, error = %error, "a spooled report is passed over");
+                            continue;
+                        }
+                    }
+                } else if known {
+                    continue;
+                } else {
+                    stored.payload
+                };
+                self.reader.after = seq;
+                size += payload.len();
+                batch.push((seq, payload));
+            }
+            Ok(batch)
+        })
+    }
+}
+
+/// Leaves out sections that a later one of the same kind supersedes.
+fn coalesce(log: &mut LaneLog) -> Result<(), SpoolError> {
+    let mut reader = Reader::new(log.acked);
+    let mut kept: BTreeMap<u64, segment::Stored> = BTreeMap::new();
+    let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+    while let Some(stored) = reader.next(log)? {
+        if stored.seq <= log.acked {
+            continue;
+        }
+        let record = Record::decode(stored.payload.clone(), &mut Decoder::new());
+        if let Ok(Record {
+            body: Body::Section(section),
+            ..
+        }) = record
+            && section.error.is_none()
+            && let Some(before) = newest.insert(section.kind, stored.seq)
+        {
+            kept.remove(&before);
+        }
+        kept.insert(stored.seq, stored);
+    }
+    let kept: Vec<_> = kept.into_values().collect();
+    log.replace_all(&kept)
+}
+
+fn encode(seq: u64, time: Timestamp, body: Body) -> Bytes {
+    // Only metrics take the encoder's state.
+    Record { seq, time, body }.encode(&mut Encoder::new())
+}
+
+fn read_sections(dir: &Path) -> BTreeMap<String, [u8; 32]> {
+    // Without the file, or with one that cannot be understood, everything is sent again.
+    let text = std::fs::read_to_string(dir.join(SECTIONS)).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let (kind, hex) = line.split_once(' ')?;
+            Some((
+                kind.to_owned(),
+                *blake3::Hash::from_hex(hex).ok()?.as_bytes(),
+            ))
+        })
+        .collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held ends the program; what tests leave behind is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
