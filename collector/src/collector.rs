@@ -82,7 +82,7 @@ async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -
 }
 
 /// Binds, builds and starts everything; nothing is announced before all of it stands.
-async fn start(
+pub(crate) async fn start(
     config: &Config,
     folder: &Folder,
     instance: &Instance,
@@ -334,15 +334,19 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Every session is told to come back; what is under way ends by itself or at the deadline.
-async fn drain(registry: &Registry, tasks: &Tasks, deadline: Duration) {
-    let end = End {
+/// What sessions are told at shutdown.
+pub(crate) fn shutdown_end() -> End {
+    End {
         reason: GoodbyeReason::Shutdown,
         message: "the collector is shutting down".to_owned(),
         retry_after: RETRY_AFTER_SHUTDOWN,
-    };
+    }
+}
+
+/// Every session is told to come back; what is under way ends by itself or at the deadline.
+async fn drain(registry: &Registry, tasks: &Tasks, deadline: Duration) {
     tracing::info!(sessions = registry.len(), "draining");
-    registry.end_all(&end);
+    registry.end_all(&shutdown_end());
     let left = tasks.shutdown(deadline).await;
     if !left.is_empty() {
         tracing::warn!(

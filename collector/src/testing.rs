@@ -102,7 +102,7 @@ impl Collector {
     pub(crate) fn start() -> Self {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let clock = Clock::system();
-        let config = configure(dir.path());
+        let config = configure(dir.path(), &[]);
         let code = init::init(&config, clock.now()).unwrap();
         Self::resume(dir, config, clock, OperatorCode::parse(&code).unwrap())
     }
@@ -267,7 +267,7 @@ impl Collector {
     }
 }
 
-fn configure(dir: &std::path::Path) -> Config {
+pub(crate) fn configure(dir: &std::path::Path, more: &[(&str, &str)]) -> Config {
     let state = dir.join("state").to_string_lossy().into_owned();
     let flags = [
         ("state_dir", state.as_str()),
@@ -277,8 +277,10 @@ fn configure(dir: &std::path::Path) -> Config {
     ];
     let sources = Sources {
         flags: flags
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .to_vec(),
+            .iter()
+            .chain(more)
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
         ..Sources::default()
     };
     let loaded = settings::load(config::KEYS, &sources, Strictness::Refuse).unwrap();

@@ -1,5 +1,7 @@
 //! The collector as a whole, by its services: what agents and operators see, and what a restart keeps.
 
+mod ports;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use nexus_proto::{
