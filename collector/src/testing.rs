@@ -256,6 +256,18 @@ impl Collector {
         })
     }
 
+    pub(crate) async fn renew_expired(
+        &self,
+        request: wire::RenewExpiredRequest,
+    ) -> Result<wire::Identity, tonic::Status> {
+        let service = As {
+            service: self.enrolment.clone(),
+            peer: peer(None),
+        };
+        let answer = EnrolmentClient::new(service).renew_expired(request).await?;
+        Ok(answer.into_inner())
+    }
+
     pub(crate) fn agents_as(
         &self,
         agent: &Agent,

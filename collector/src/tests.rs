@@ -557,3 +557,88 @@ async fn labels_change_and_select() {
         Code::NotFound
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_with_its_certificate() {
+    let collector = Collector::start();
+    let mut agent = enrolled(&collector, 1).await.remove(0);
+    agent.identity.not_after = collector.clock.now().after(Duration::from_millis(300));
+    let mut link = agent.connect(&collector).await;
+    welcomed(&mut link).await;
+    loop {
+        match link.next().await {
+            Some(Kind::Goodbye(goodbye)) => {
+                assert_eq!(goodbye.reason(), wire::GoodbyeReason::Expired);
+                break;
+            }
+            Some(_) => {}
+            None => panic!("ended without a word"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_renews_with_the_identity_of_its_connection() {
+    let collector = Collector::start();
+    let agent = enrolled(&collector, 1).await.remove(0);
+    let (private, csr) = nexus_pki::csr::new_csr().unwrap();
+    let request = wire::RenewRequest {
+        csr_der: csr.into(),
+    };
+    let identity = collector
+        .agents_as(&agent)
+        .renew(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let leaf = nexus_pki::leaf::Leaf::from_wire(private, &identity.chain_der).unwrap();
+    assert_eq!(leaf.spiffe(), &agent.identity.spiffe);
+    assert_ne!(leaf.serial(), &agent.identity.serial);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_too_long_is_quarantined_until_its_hello_is_consistent() {
+    let collector = Collector::start();
+    let mut agent = enrolled(&collector, 1).await.remove(0);
+    let old = brief_leaf(&collector, agent.node);
+    until("the certificate has expired", || {
+        collector.clock.now() > old.not_after()
+    })
+    .await;
+    let now = collector.clock.now();
+    let (_, new_csr) = nexus_pki::csr::new_csr().unwrap();
+    let request = nexus_pki::renewal::sign(&old, &new_csr, now).unwrap();
+    let identity = collector.renew_expired(request.clone()).await.unwrap();
+    let state = || collector.store.node(agent.node).unwrap().unwrap().state;
+    assert_eq!(state(), "quarantined");
+    assert_eq!(identity.node_id, agent.node.to_wire());
+    let mut link = agent.connect(&collector).await;
+    welcomed(&mut link).await;
+    until("the quarantine has ended", || {
+        collector.store.node(agent.node).unwrap().unwrap().state == "connected"
+    })
+    .await;
+    // Somebody without the old key gets nothing.
+    let mut forged = request;
+    forged.proof = vec![0; 64].into();
+    let refused = collector.renew_expired(forged).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+/// A certificate that is about to expire, as an agent that was away holds it.
+fn brief_leaf(collector: &Collector, node: nexus_proto::ids::NodeId) -> nexus_pki::leaf::Leaf {
+    use nexus_pki::authority::{Authority, Lives};
+    let folder = crate::folder::Folder::new(&collector.config.state_dir);
+    let domain = collector.authority.trust_domain();
+    let now = collector.clock.now();
+    let lives = Lives {
+        agent: Duration::from_secs(1),
+        ..Lives::default()
+    };
+    let authority = Authority::open(&folder.authority(), domain, now)
+        .unwrap()
+        .with_lives(lives);
+    let (private, csr) = nexus_pki::csr::new_csr().unwrap();
+    let issued = authority.issue_agent(&csr, node, now).unwrap();
+    nexus_pki::leaf::Leaf::new(private, issued.chain).unwrap()
+}

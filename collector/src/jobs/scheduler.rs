@@ -81,6 +81,17 @@ pub(crate) struct Scheduler {
     pub(crate) grace: Duration,
 }
 
+/// What a pass looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Jobs that something was said of.
+    Hinted,
+    /// Those and every job that is known: nodes came or went.
+    Known,
+    /// Every job there is, by its row.
+    Everything,
+}
+
 /// One job that has not ended.
 struct Active {
     row: JobRow,
@@ -98,30 +109,33 @@ impl Scheduler {
         let mut jobs: BTreeMap<JobId, Active> = BTreeMap::new();
         let mut links = self.registry.changes();
         let token = self.tasks.token();
-        let mut everything = true;
+        let mut look = Look::Everything;
         loop {
             let hinted = self.hints.take();
-            let all = std::mem::take(&mut everything);
-            let pause = match self.pass(&mut jobs, &hinted, all).await {
+            let start = self.clock.instant();
+            let pause = match self.pass(&mut jobs, hinted, look).await {
                 Ok(()) => self.until_next(&jobs),
                 Err(error) => {
                     tracing::error!(error = %errors::chain(&error), "jobs could not be driven");
-                    everything = true;
                     AFTER_FAILURE
                 }
             };
-            tokio::select! {
+            let took = self.clock.instant().saturating_duration_since(start);
+            look = tokio::select! {
                 () = token.cancelled() => return Ok(()),
-                () = self.hints.wait() => {}
-                changed = links.changed() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
-                    everything = true;
-                }
-                () = tokio::time::sleep(pause) => everything = true,
+                () = self.hints.wait() => Look::Hinted,
+                changed = links.changed() => match changed {
+                    Ok(()) => Look::Known,
+                    Err(_) => return Ok(()),
+                },
+                () = tokio::time::sleep(pause) => Look::Everything,
+            };
+            // A crowd of hints is taken together; large jobs are looked at less often than small ones.
+            tokio::time::sleep(took.clamp(GATHER, IDLE)).await;
+            if links.has_changed().is_ok_and(|changed| changed) && look == Look::Hinted {
+                links.mark_unchanged();
+                look = Look::Known;
             }
-            tokio::time::sleep(GATHER).await;
         }
     }
 
@@ -134,14 +148,15 @@ impl Scheduler {
             .map_or(IDLE, |span| span.clamp(Duration::from_millis(1), IDLE))
     }
 
-    /// Looks at the jobs hinted at, or at all of them.
+    /// Looks at jobs and does what is to be done about them.
     async fn pass(
         &self,
         jobs: &mut BTreeMap<JobId, Active>,
-        hinted: &BTreeSet<JobId>,
-        all: bool,
+        hinted: BTreeSet<JobId>,
+        look: Look,
     ) -> Result<(), SchedulerError> {
-        if all {
+        let mut ids = hinted;
+        if look == Look::Everything {
             let rows = self.read("active jobs", Store::active_jobs).await?;
             let live: BTreeSet<JobId> = rows.iter().map(|row| row.id).collect();
             jobs.retain(|id, _| live.contains(id));
@@ -149,8 +164,7 @@ impl Scheduler {
                 self.adopt(jobs, row);
             }
         } else {
-            for id in hinted {
-                let id = *id;
+            for id in ids.iter().copied() {
                 match self.read("a job", move |store| store.job(id)).await? {
                     Some(row) if row.ended.is_none() => self.adopt(jobs, row),
                     _ => {
@@ -159,18 +173,9 @@ impl Scheduler {
                 }
             }
         }
-        self.metrics
-            .jobs_active
-            .set(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
-        let ids: Vec<JobId> = if all {
-            jobs.keys().copied().collect()
-        } else {
-            hinted
-                .iter()
-                .copied()
-                .filter(|id| jobs.contains_key(id))
-                .collect()
-        };
+        if look != Look::Hinted {
+            ids.extend(jobs.keys());
+        }
         for id in ids {
             let ended = match jobs.get_mut(&id) {
                 Some(active) => self.drive(active).await?,
@@ -180,6 +185,9 @@ impl Scheduler {
                 jobs.remove(&id);
             }
         }
+        self.metrics
+            .jobs_active
+            .set(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
         Ok(())
     }
 
