@@ -128,7 +128,10 @@ async fn token(running: &Running) -> token::Token {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(trust.agent_addresses, [running.endpoints.agents.clone()]);
+    assert_eq!(
+        trust.agent_addresses,
+        std::slice::from_ref(&running.endpoints.agents)
+    );
     let token = JoinToken {
         id: TokenId::random(),
         root_sha256: code.root_sha256,
