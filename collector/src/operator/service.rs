@@ -1,4 +1,4 @@
-//! The operators' service on the wire: each call finds the [`Act`] the gate left it.
+//! The operators' service on the wire: each call finds the [`super::gate::Act`] the gate left it.
 
 use std::sync::Arc;
 
