@@ -5,6 +5,8 @@
 //! `session`. Jobs: `session` → `admit` → `ledger` → `exec` → `spool` again. `identity` is who the
 //! agent is, `agent` is the one file that sees them all.
 
+pub mod exec;
 pub mod inventory;
+pub mod ledger;
 pub mod sample;
 pub mod spool;

@@ -1,0 +1,195 @@
+//! Running one admitted command or script.
+//!
+//! The program runs in a session and process group of its own, dies with the agent (PR_SET_PDEATHSIG),
+//! and carries its run's name in `NEXUS_RUN`, by which a later start of the agent finds what is left of
+//! it. Its output is read as it comes and handed on in pieces. When it has ended it stays a zombie until
+//! its group has been dealt with, so that the group's number cannot meanwhile be another's.
+
+mod capture;
+pub mod leftover;
+mod process;
+mod users;
+
+use std::{path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use nexus_proto::{
+    job::Action,
+    record::{OutputStream, RunOutcome},
+};
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep_until, timeout};
+
+pub use self::process::{StartError, clean_scripts};
+use self::{capture::Capture, process::Running};
+
+/// How long what holds the output open after the program has ended may go on before it is killed.
+const STRAYS: Duration = Duration::from_secs(1);
+/// In the environment of every program a job runs: whose run it is.
+pub const MARK: &str = "NEXUS_RUN";
+
+/// What to run and within which bounds.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What.
+    pub action: Action,
+    /// The value of [`MARK`].
+    pub mark: String,
+    /// The job's id, for the program: `NEXUS_JOB`.
+    pub job: String,
+    /// From start to TERM.
+    pub timeout: Duration,
+    /// From TERM to KILL.
+    pub grace: Duration,
+    /// Output kept, both streams together.
+    pub output_limit_bytes: u64,
+    /// The folder for scripts.
+    pub scripts: PathBuf,
+}
+
+/// A piece of output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Which stream.
+    pub stream: OutputStream,
+    /// Bytes of it before this piece.
+    pub offset: u64,
+    /// At most 64 KiB.
+    pub data: Bytes,
+}
+
+/// What takes pieces; `false`: there was no room and the piece is dropped.
+pub trait Sink: Send {
+    /// Takes one.
+    fn take(&mut self, piece: Piece) -> bool;
+}
+
+impl<F: FnMut(Piece) -> bool + Send> Sink for F {
+    fn take(&mut self, piece: Piece) -> bool {
+        self(piece)
+    }
+}
+
+/// The process a run became.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Id of process, group and session.
+    pub pid: u32,
+    /// Ticks from boot to its start, as /proc/PID/stat says it.
+    pub start_ticks: u64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Exited, Signaled, TimedOut or Cancelled.
+    pub outcome: RunOutcome,
+    /// When the program exited.
+    pub exit_code: Option<i32>,
+    /// When a signal ended it.
+    pub signal: Option<i32>,
+    /// For whom it was stopped.
+    pub reason: String,
+    /// Produced, kept or not: stdout, stderr.
+    pub produced: [u64; 2],
+    /// Of that, not kept.
+    pub dropped: [u64; 2],
+}
+
+/// A program that runs. Dropping it without [`Execution::finish`] leaves the program to the next start.
+#[derive(Debug)]
+pub struct Execution {
+    running: Running,
+    plan: Plan,
+}
+
+impl Execution {
+    /// Starts the program. Call it on the thread that lives as long as the agent: the program is killed
+    /// when the thread that started it ends.
+    pub async fn start(plan: Plan) -> Result<Self, StartError> {
+        let running = process::start(&plan).await?;
+        Ok(Self { running, plan })
+    }
+
+    /// Which process it is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.running.identity
+    }
+
+    /// Waits for its end, passing on its output. When `cancelled` resolves (with why), it is stopped.
+    pub async fn finish(
+        self,
+        sink: impl Sink + 'static,
+        cancelled: impl Future<Output = String>,
+    ) -> Result<Ending, std::io::Error> {
+        let Self { mut running, plan } = self;
+        let begun = Instant::now();
+        let mut capture = Capture::new(
+            running.take_output(),
+            plan.output_limit_bytes,
+            Box::new(sink),
+        );
+        let stdin = running.feed();
+        let mut stopped: Option<(RunOutcome, String)> = None;
+        {
+            let mut deadline = begun.checked_add(plan.timeout).unwrap_or(begun);
+            let mut pump = std::pin::pin!(capture.pump());
+            let mut stdin = std::pin::pin!(stdin);
+            let mut cancelled = std::pin::pin!(cancelled);
+            let (mut flowing, mut feeding, mut killed) = (true, true, false);
+            loop {
+                tokio::select! {
+                    () = running.exited() => break,
+                    () = &mut pump, if flowing => flowing = false,
+                    () = &mut stdin, if feeding => feeding = false,
+                    why = &mut cancelled, if stopped.is_none() => {
+                        stopped = Some((RunOutcome::Cancelled, why));
+                        running.signal_group(Signal::TERM);
+                        deadline = Instant::now() + plan.grace;
+                    }
+                    () = sleep_until(deadline), if !killed => {
+                        if stopped.is_none() {
+                            let text = format!("ran longer than {:?}", plan.timeout);
+                            stopped = Some((RunOutcome::TimedOut, text));
+                            running.signal_group(Signal::TERM);
+                            deadline = Instant::now() + plan.grace;
+                        } else {
+                            running.signal_group(Signal::KILL);
+                            killed = true;
+                        }
+                    }
+                }
+            }
+            if stopped.is_some() {
+                running.signal_group(Signal::KILL);
+            }
+            if flowing && timeout(STRAYS, &mut pump).await.is_err() {
+                running.signal_group(Signal::KILL);
+                // What left the group and still holds the pipe is not waited for.
+                timeout(STRAYS, &mut pump).await.ok();
+            }
+        }
+        capture.flush();
+        let (exit_code, signal) = running.reap().await?;
+        let (outcome, reason) = match stopped {
+            Some((outcome, reason)) => (outcome, reason),
+            None if exit_code.is_some() => (RunOutcome::Exited, String::new()),
+            None => {
+                let text = signal.map_or_else(String::new, |n| format!("ended by signal {n}"));
+                (RunOutcome::Signaled, text)
+            }
+        };
+        Ok(Ending {
+            outcome,
+            exit_code,
+            signal,
+            reason,
+            produced: capture.produced(),
+            dropped: capture.dropped(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,343 @@
+//! Which jobs this node has taken, begun and ended: the promise that nothing is executed twice.
+//!
+//! One file, `ledger`, begins with `NXLG` and a version (u16) and is added to: `length u32 | CRC32C u32 |
+//! entry`, little endian. An entry is a `u8` for its kind, the run's key (16 bytes and three u32) and what
+//! the kind adds. RECEIVED carries the dispatch, so that a run that had not begun when the agent stopped is
+//! admitted again; STARTED is fsynced before anything is executed; PROCESS says which process it became;
+//! FINISHED carries the report, fsynced before it goes to the spool; SPOOLED says under which seq; ACKED
+//! that the collector has it. A run that was started and not finished when the ledger is opened is never
+//! started again.
+//!
+//! An entry is forgotten when its report is acked and its job has expired for an hour. The latest expiry
+//! among what was forgotten is kept as the *horizon*: a job that expires no later counts as expired,
+//! whatever the clock says, so forgetting never lets a run happen again.
+
+mod file;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use nexus_pki::files::FileError;
+use nexus_proto::{ids::RunKey, time::Timestamp};
+
+use self::file::{Entry, LedgerFile};
+
+/// A run is remembered this long after its job expired.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Bytes after which the file is written anew.
+const COMPACT_BYTES: u64 = 256 * 1024;
+
+/// Why the ledger could not be read or added to.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// A file operation failed.
+    #[error("cannot {action} {path}", path = path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The file could not be replaced.
+    #[error("cannot replace the ledger")]
+    Replace(#[from] FileError),
+    /// Written by a later version of the agent.
+    #[error("{} was written by a newer version of nexus-agent", .0.display())]
+    Newer(PathBuf),
+    /// Its beginning is none of a ledger. What ran cannot be known, so nothing may run.
+    #[error("{} is damaged: remove it only if no job of the last month may be repeated", .0.display())]
+    Damaged(PathBuf),
+}
+
+/// The process a run became.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id, which is also that of its group and session.
+    pub pid: u32,
+    /// Field 22 of /proc/PID/stat: ticks from boot to its start.
+    pub start_ticks: u64,
+    /// Which boot.
+    pub boot_id: String,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// Taken; the encoded dispatch.
+    Received(Bytes),
+    /// Begun, perhaps executed.
+    Started {
+        /// When.
+        at: Timestamp,
+        /// What it became, if it came that far.
+        process: Option<Process>,
+    },
+    /// Over; the encoded `agent.v1.RunFinished`.
+    Finished {
+        /// The report.
+        report: Bytes,
+        /// Its seq, once it is in the spool.
+        seq: Option<u64>,
+    },
+    /// The collector has the report.
+    Acked(Bytes),
+}
+
+/// A run in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// When its job expires.
+    pub expires: Timestamp,
+    /// How far it is.
+    pub stage: Stage,
+}
+
+/// The ledger of one agent.
+#[derive(Debug)]
+pub struct Ledger {
+    file: LedgerFile,
+    runs: BTreeMap<RunKey, Run>,
+    horizon: Timestamp,
+}
+
+impl Ledger {
+    /// Opens or makes the ledger in `dir`. A torn tail is cut: its entry had not been acted upon.
+    pub fn open(dir: &Path) -> Result<Self, LedgerError> {
+        let mut ledger = Self {
+            file: LedgerFile::open(dir)?,
+            runs: BTreeMap::new(),
+            horizon: Timestamp(i64::MIN),
+        };
+        for entry in ledger.file.read()? {
+            ledger.apply(entry);
+        }
+        Ok(ledger)
+    }
+
+    /// What is known of a run.
+    #[must_use]
+    pub fn get(&self, key: &RunKey) -> Option<&Run> {
+        self.runs.get(key)
+    }
+
+    /// All runs.
+    pub fn runs(&self) -> impl Iterator<Item = (&RunKey, &Run)> {
+        self.runs.iter()
+    }
+
+    /// Jobs that expire no later than this count as expired.
+    #[must_use]
+    pub fn horizon(&self) -> Timestamp {
+        self.horizon
+    }
+
+    /// Takes a dispatch. Durable on return.
+    pub fn receive(
+        &mut self,
+        key: RunKey,
+        expires: Timestamp,
+        dispatch: Bytes,
+    ) -> Result<(), LedgerError> {
+        self.add(
+            Entry::Received {
+                key,
+                expires,
+                dispatch,
+            },
+            true,
+        )
+    }
+
+    /// The run is about to be executed. Durable on return; only then may it be.
+    pub fn start(&mut self, key: RunKey, at: Timestamp) -> Result<(), LedgerError> {
+        self.add(Entry::Started { key, at }, true)
+    }
+
+    /// What the run became. Not fsynced: a power cut ends the process too.
+    pub fn process(&mut self, key: RunKey, process: Process) -> Result<(), LedgerError> {
+        self.add(Entry::Process { key, process }, false)
+    }
+
+    /// The run is over. Durable on return; the report goes to the spool after that. `expires` counts for runs
+    /// that were refused and never received.
+    pub fn finish(
+        &mut self,
+        key: RunKey,
+        expires: Timestamp,
+        report: Bytes,
+    ) -> Result<(), LedgerError> {
+        self.add(
+            Entry::Finished {
+                key,
+                expires,
+                report,
+            },
+            true,
+        )
+    }
+
+    /// The report is in the spool.
+    pub fn spooled(&mut self, key: RunKey, seq: u64) -> Result<(), LedgerError> {
+        self.add(Entry::Spooled { key, seq }, false)
+    }
+
+    /// The collector has committed results up to `seq`.
+    pub fn acked(&mut self, seq: u64, now: Timestamp) -> Result<(), LedgerError> {
+        let done = |run: &Run| match run.stage {
+            Stage::Finished { seq: Some(at), .. } => at <= seq,
+            _ => false,
+        };
+        let keys: Vec<_> = self
+            .runs
+            .iter()
+            .filter(|(_, run)| done(run))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.add(Entry::Acked { key }, false)?;
+        }
+        if self.file.bytes() > COMPACT_BYTES {
+            self.compact(now)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what need not be remembered and writes the file anew.
+    pub fn compact(&mut self, now: Timestamp) -> Result<(), LedgerError> {
+        let settled = now.before(REMEMBERED);
+        let mut horizon = self.horizon;
+        self.runs.retain(|_, run| {
+            let keep = !matches!(run.stage, Stage::Acked(_)) || run.expires >= settled;
+            if !keep {
+                horizon = horizon.max(run.expires);
+            }
+            keep
+        });
+        self.horizon = horizon;
+        let mut entries = vec![Entry::Horizon { at: horizon }];
+        for (key, run) in &self.runs {
+            entries.extend(entries_of(*key, run));
+        }
+        self.file.replace(&entries)
+    }
+
+    fn add(&mut self, entry: Entry, sync: bool) -> Result<(), LedgerError> {
+        self.file.append(&entry, sync)?;
+        self.apply(entry);
+        Ok(())
+    }
+
+    fn apply(&mut self, entry: Entry) {
+        match entry {
+            Entry::Received {
+                key,
+                expires,
+                dispatch,
+            } => {
+                let stage = Stage::Received(dispatch);
+                self.runs.insert(key, Run { expires, stage });
+            }
+            Entry::Started { key, at } => {
+                let run = self.runs.entry(key).or_insert_with(|| Run {
+                    expires: Timestamp(i64::MAX),
+                    stage: Stage::Received(Bytes::new()),
+                });
+                run.stage = Stage::Started { at, process: None };
+            }
+            Entry::Process {
+                key,
+                process: became,
+            } => {
+                if let Some(Run {
+                    stage: Stage::Started { process, .. },
+                    ..
+                }) = self.runs.get_mut(&key)
+                {
+                    *process = Some(became);
+                }
+            }
+            Entry::Finished {
+                key,
+                expires,
+                report,
+            } => {
+                self.runs.insert(
+                    key,
+                    Run {
+                        expires,
+                        stage: Stage::Finished { report, seq: None },
+                    },
+                );
+            }
+            Entry::Spooled { key, seq: at } => {
+                if let Some(Run {
+                    stage: Stage::Finished { seq, .. },
+                    ..
+                }) = self.runs.get_mut(&key)
+                {
+                    *seq = Some(at);
+                }
+            }
+            Entry::Acked { key } => {
+                if let Some(run) = self.runs.get_mut(&key)
+                    && let Stage::Finished { report, .. } = &run.stage
+                {
+                    run.stage = Stage::Acked(report.clone());
+                }
+            }
+            Entry::Horizon { at } => self.horizon = self.horizon.max(at),
+        }
+    }
+}
+
+/// What a new file must say for a run to stand as it does.
+fn entries_of(key: RunKey, run: &Run) -> Vec<Entry> {
+    let expires = run.expires;
+    let finished = |report: &Bytes| Entry::Finished {
+        key,
+        expires,
+        report: report.clone(),
+    };
+    match &run.stage {
+        Stage::Received(dispatch) => {
+            vec![Entry::Received {
+                key,
+                expires,
+                dispatch: dispatch.clone(),
+            }]
+        }
+        Stage::Started { at, process } => {
+            let mut entries = vec![
+                Entry::Received {
+                    key,
+                    expires,
+                    dispatch: Bytes::new(),
+                },
+                Entry::Started { key, at: *at },
+            ];
+            entries.extend(
+                process
+                    .clone()
+                    .map(|process| Entry::Process { key, process }),
+            );
+            entries
+        }
+        Stage::Finished { report, seq } => {
+            let mut entries = vec![finished(report)];
+            entries.extend(seq.map(|seq| Entry::Spooled { key, seq }));
+            entries
+        }
+        Stage::Acked(report) => vec![finished(report), Entry::Acked { key }],
+    }
+}
+
+#[cfg(test)]
+mod tests;
