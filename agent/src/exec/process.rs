@@ -321,7 +321,10 @@ async fn spawn(command: &mut Command) -> io::Result<Child> {
     }
 }
 
-#[expect(unsafe_code, reason = "the runtime cannot know that a descriptor stays open")]
+#[expect(
+    unsafe_code,
+    reason = "the runtime cannot know that a descriptor stays open"
+)]
 fn watch_exit(pid: Pid) -> Option<AsyncFd<OwnedFd>> {
     let watched = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
         .map_err(io::Error::from)
