@@ -5,7 +5,10 @@
 //! `session`. Jobs: `session` → `admit` → `ledger` → `exec` → `spool` again. `identity` is who the
 //! agent is, `agent` is the one file that sees them all.
 
+pub mod cli;
+pub mod config;
 pub mod exec;
+pub mod fault;
 pub mod inventory;
 pub mod ledger;
 pub mod sample;

@@ -1,3 +1,7 @@
-//! The program: everything it does is in the library.
+//! The agent's program; everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nexus_agent::cli::main()
+}

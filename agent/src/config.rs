@@ -1,0 +1,297 @@
+//! What an agent can be told: one table of keys, and the typed form of their values.
+
+use std::{path::PathBuf, time::Duration};
+
+use nexus_pki::tls::KeyExchange;
+use nexus_proto::limits;
+use nexus_runtime::{
+    log,
+    settings::{Key, Kind, Settings},
+};
+use nexus_transport::Mode;
+
+use crate::{
+    fault::{Fault, Outcome},
+    spool::{LaneConfig, SpoolConfig},
+};
+
+/// Where the configuration lies unless `--config` says otherwise.
+pub const FILE: &str = "/etc/nexus/agent.toml";
+/// What the environment's variables begin with.
+pub const ENV_PREFIX: &str = "NEXUS_AGENT";
+
+/// A lane smaller than this could not hold two of the largest records.
+const LANE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// Files of a spool lane are an eighth of it, within these bounds.
+const SEGMENT_BYTES: (u64, u64) = (512 * 1024, 4 * 1024 * 1024);
+
+/// Every key.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "state_dir",
+        kind: Kind::Path,
+        default: "/var/lib/nexus/agent",
+        unit: "path",
+        about: "the folder with everything this agent must keep",
+    },
+    Key {
+        name: "name",
+        kind: Kind::Text,
+        default: "",
+        unit: "",
+        about: "what the node asks to be called when it enrols; empty: this host's name",
+    },
+    Key {
+        name: "addresses",
+        kind: Kind::List,
+        default: "",
+        unit: "host:port",
+        about: "where the collector answers; empty: what the join token and the collector said",
+    },
+    Key {
+        name: "interval",
+        kind: Kind::Duration,
+        default: "10s",
+        unit: "duration",
+        about: "from one reading of the metrics to the next, 1s at least",
+    },
+    Key {
+        name: "transport",
+        kind: Kind::Choice(&["auto", "quic", "tcp"]),
+        default: "auto",
+        unit: "",
+        about: "what carries a session; auto prefers QUIC and takes TCP where UDP does not come through",
+    },
+    Key {
+        name: "tls.key_exchange",
+        kind: Kind::Choice(&["auto", "classical", "post-quantum"]),
+        default: "auto",
+        unit: "",
+        about: "which key exchanges may be used; auto prefers X25519MLKEM768",
+    },
+    Key {
+        name: "spool.results_bytes",
+        kind: Kind::Bytes,
+        default: "256MiB",
+        unit: "bytes",
+        about: "room for what jobs did until the collector has it; no new job is taken when it fills up",
+    },
+    Key {
+        name: "spool.inventory_bytes",
+        kind: Kind::Bytes,
+        default: "32MiB",
+        unit: "bytes",
+        about: "room for inventory; superseded sections make way",
+    },
+    Key {
+        name: "spool.metrics_bytes",
+        kind: Kind::Bytes,
+        default: "64MiB",
+        unit: "bytes",
+        about: "room for metrics; the oldest make way",
+    },
+    Key {
+        name: "spool.age",
+        kind: Kind::Duration,
+        default: "48h",
+        unit: "duration",
+        about: "metrics older than this are given up",
+    },
+    Key {
+        name: "exec.concurrency",
+        kind: Kind::Integer { min: 1, max: 16 },
+        default: "4",
+        unit: "jobs",
+        about: "jobs that run at the same time",
+    },
+    Key {
+        name: "exec.kill_grace",
+        kind: Kind::Duration,
+        default: "10s",
+        unit: "duration",
+        about: "from TERM to KILL for a job that is stopped",
+    },
+    Key {
+        name: "shutdown.timeout",
+        kind: Kind::Duration,
+        default: "10s",
+        unit: "duration",
+        about: "how long shutdown waits for work under way",
+    },
+    Key {
+        name: "log.format",
+        kind: Kind::Choice(log::Format::NAMES),
+        default: "text",
+        unit: "",
+        about: "text for people, json for machines; the variable NEXUS_LOG filters",
+    },
+];
+
+/// The values in force.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The folder with all state.
+    pub state_dir: PathBuf,
+    /// What the node asks to be called.
+    pub name: String,
+    /// Where the collector answers; empty: as the identity says.
+    pub addresses: Vec<String>,
+    /// Between two readings of the metrics.
+    pub interval: Duration,
+    /// What carries a session.
+    pub transport: Mode,
+    /// Key exchanges that may be used.
+    pub key_exchange: KeyExchange,
+    /// Bounds of the spool.
+    pub spool: SpoolConfig,
+    /// Jobs that run at the same time.
+    pub concurrency: usize,
+    /// From TERM to KILL.
+    pub kill_grace: Duration,
+    /// How long shutdown waits.
+    pub shutdown_timeout: Duration,
+    /// Of the log.
+    pub log_format: log::Format,
+}
+
+impl Config {
+    /// Checks what the table of keys cannot.
+    pub fn from_settings(settings: &Settings) -> Outcome<Self> {
+        let interval = settings.duration("interval");
+        if interval < Duration::from_secs(1) || interval > Duration::from_secs(3600) {
+            return Err(bad(settings, "interval", "it must be within 1s to 1h"));
+        }
+        let age = settings.duration("spool.age");
+        let lane = |key: &str| {
+            let bytes = settings.bytes(key);
+            if bytes < LANE_BYTES_MIN {
+                return Err(bad(settings, key, "it must be 4MiB at least"));
+            }
+            let (least, most) = SEGMENT_BYTES;
+            Ok(LaneConfig {
+                bytes,
+                segment_bytes: (bytes / 8).clamp(least, most),
+                age,
+            })
+        };
+        let transport = settings.text("transport");
+        Ok(Self {
+            state_dir: settings.path("state_dir").to_owned(),
+            name: name(settings)?,
+            addresses: addresses(settings)?,
+            interval,
+            transport: Mode::parse(transport)
+                .ok_or_else(|| bad(settings, "transport", "no such transport"))?,
+            key_exchange: settings
+                .text("tls.key_exchange")
+                .parse()
+                .map_err(|error| because(settings, "tls.key_exchange", &error))?,
+            spool: SpoolConfig {
+                results: lane("spool.results_bytes")?,
+                inventory: lane("spool.inventory_bytes")?,
+                metrics: lane("spool.metrics_bytes")?,
+            },
+            concurrency: settings.count("exec.concurrency"),
+            kill_grace: settings.duration("exec.kill_grace"),
+            shutdown_timeout: settings.duration("shutdown.timeout"),
+            log_format: settings
+                .text("log.format")
+                .parse()
+                .map_err(|error| because(settings, "log.format", &error))?,
+        })
+    }
+}
+
+fn name(settings: &Settings) -> Outcome<String> {
+    let given = settings.text("name");
+    let name = if given.is_empty() {
+        rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned()
+    } else {
+        given.to_owned()
+    };
+    let fits = (1..=limits::NAME_BYTES).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    if fits {
+        Ok(name)
+    } else {
+        let why = format!("`{name}` is no node name: letters, digits, `.`, `-` and `_`");
+        Err(bad(settings, "name", &why))
+    }
+}
+
+fn addresses(settings: &Settings) -> Outcome<Vec<String>> {
+    let addresses = settings.list("addresses");
+    for address in addresses {
+        let valid = address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+        });
+        if !valid {
+            let why = format!("`{address}` is no host:port");
+            return Err(bad(settings, "addresses", &why));
+        }
+    }
+    Ok(addresses.to_vec())
+}
+
+fn bad(settings: &Settings, key: &str, why: &str) -> Fault {
+    Fault::new(
+        format!("configuration: {}: {key}", settings.origin(key)),
+        why,
+    )
+    .usage()
+}
+
+fn because(settings: &Settings, key: &str, error: &dyn std::error::Error) -> Fault {
+    Fault::because(
+        format!("configuration: {}: {key}", settings.origin(key)),
+        error,
+    )
+    .usage()
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_runtime::settings::{Sources, Strictness, load};
+
+    use super::*;
+
+    fn with(flags: &[(&str, &str)]) -> Outcome<Config> {
+        let sources = Sources {
+            flags: flags
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+            ..Sources::default()
+        };
+        Config::from_settings(&load(KEYS, &sources, Strictness::Refuse).unwrap().settings)
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        let config = with(&[("name", "db-1")]).unwrap();
+        assert_eq!(config.interval, Duration::from_secs(10));
+        assert_eq!(config.transport, Mode::Auto);
+        assert_eq!(config.spool.metrics.bytes, 64 * 1024 * 1024);
+        assert!(config.addresses.is_empty());
+    }
+
+    #[test]
+    fn what_the_table_cannot_check_is_named() {
+        for (key, value) in [
+            ("name", "a b"),
+            ("addresses", "collector"),
+            ("addresses", "host:0"),
+            ("interval", "100ms"),
+            ("spool.metrics_bytes", "1MiB"),
+        ] {
+            let fault = with(&[(key, value)]).unwrap_err();
+            assert!(fault.to_string().contains(key), "{fault}");
+            assert_eq!(fault.exit_code(), 2);
+        }
+    }
+}
