@@ -45,6 +45,17 @@ pub struct Plan {
     pub output_limit_bytes: u64,
     /// The folder for scripts.
     pub scripts: PathBuf,
+    /// The longest grace when the stop is a hurried one.
+    pub stop_grace: Duration,
+}
+
+/// Why a run is stopped before its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// In words.
+    pub reason: String,
+    /// Whether it has to be quick, because the agent ends.
+    pub hurried: bool,
 }
 
 /// A piece of output.
@@ -121,7 +132,7 @@ impl Execution {
     pub async fn finish(
         self,
         sink: impl Sink + 'static,
-        cancelled: impl Future<Output = String>,
+        cancelled: impl Future<Output = Stop>,
     ) -> Result<Ending, std::io::Error> {
         let Self { mut running, plan } = self;
         let begun = Instant::now();
@@ -143,10 +154,11 @@ impl Execution {
                     () = running.exited() => break,
                     () = &mut pump, if flowing => flowing = false,
                     () = &mut stdin, if feeding => feeding = false,
-                    why = &mut cancelled, if stopped.is_none() => {
-                        stopped = Some((RunOutcome::Cancelled, why));
+                    stop = &mut cancelled, if stopped.is_none() => {
+                        let grace = if stop.hurried { plan.grace.min(plan.stop_grace) } else { plan.grace };
+                        stopped = Some((RunOutcome::Cancelled, stop.reason));
                         running.signal_group(Signal::TERM);
-                        deadline = Instant::now() + plan.grace;
+                        deadline = Instant::now() + grace;
                     }
                     () = sleep_until(deadline), if !killed => {
                         if stopped.is_none() {

@@ -2,14 +2,17 @@
 //! committed it, and runs the signed jobs that admission lets through.
 //!
 //! Modules stand in the order of the two pipelines. Data: `sample` and `inventory` → `spool` →
-//! `session`. Jobs: `session` → `admit` → `ledger` → `exec` → `spool` again. `identity` is who the
-//! agent is, `agent` is the one file that sees them all.
+//! `session`. Jobs: `session` → `runs`, which takes them through `admit`, `ledger` and `exec` → `spool`
+//! again. `identity` is who the agent is, `agent` is the one file that sees them all.
 
+pub mod admit;
 pub mod cli;
 pub mod config;
 pub mod exec;
 pub mod fault;
+pub mod identity;
 pub mod inventory;
 pub mod ledger;
+pub mod runs;
 pub mod sample;
 pub mod spool;

@@ -194,6 +194,31 @@ impl Spool {
         self.with(lane, |log| log.last())
     }
 
+    /// Whether a result with this seq is stored or committed, not lost.
+    #[must_use]
+    pub fn holds_result(&self, seq: u64) -> bool {
+        self.with(Lane::Results, |log| {
+            if seq <= log.acked {
+                return true;
+            }
+            let mut reader = Reader::new(seq.saturating_sub(1));
+            while let Ok(Some(stored)) = reader.next(log) {
+                if stored.seq >= seq {
+                    let record = Record::decode(stored.payload, &mut Decoder::new());
+                    let gap = matches!(
+                        record,
+                        Ok(Record {
+                            body: Body::Gap(_),
+                            ..
+                        })
+                    );
+                    return stored.seq == seq && !gap;
+                }
+            }
+            false
+        })
+    }
+
     /// Bytes on disk.
     #[must_use]
     pub fn bytes(&self, lane: Lane) -> u64 {

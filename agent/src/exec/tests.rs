@@ -14,6 +14,7 @@ fn plan(dir: &tempfile::TempDir, action: Action) -> Plan {
         grace: Duration::from_millis(300),
         output_limit_bytes: 1 << 20,
         scripts: dir.path().to_owned(),
+        stop_grace: Duration::from_millis(300),
     }
 }
 
@@ -46,7 +47,10 @@ async fn run(plan: Plan, cancel: Option<Duration>) -> (Ending, Pieces) {
             Some(after) => tokio::time::sleep(after).await,
             None => std::future::pending().await,
         }
-        "told to".to_owned()
+        Stop {
+            reason: "told to".to_owned(),
+            hurried: false,
+        }
     };
     let ending = execution.finish(sink, cancelled).await.unwrap();
     (ending, pieces)

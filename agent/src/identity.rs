@@ -1,0 +1,263 @@
+//! Who the agent is: its state folder, the life of that folder (the incarnation), and the identity an
+//! enrolment gave it.
+//!
+//! ```text
+//! DIR/lock          held by the one agent that uses the folder
+//! DIR/incarnation   a UUID, made with the folder, never changed
+//! DIR/session       how many sessions were begun; fsynced before each Hello
+//! DIR/identity/     identity.pem (key and chain), root.pem, name, addresses, policy, freshness
+//! ```
+//! Folders are 0700, files 0600. `identity/` is written beside its place and renamed, so it is there
+//! whole or not at all; at a renewal `identity.pem` alone is replaced, atomically.
+
+mod enrol;
+mod member;
+mod renew;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use nexus_pki::{
+    certificate::CertificateError,
+    csr::CsrError,
+    files::{self, FileError},
+    leaf::LeafError,
+    policy::PolicyError,
+    renewal::RenewalError,
+    tls::TlsError,
+    token::TokenError,
+};
+use nexus_proto::ids::{IdError, Incarnation};
+use nexus_transport::DialError;
+use rustix::fs::FlockOperation;
+
+pub use self::{
+    enrol::{Enrolment, enrol, read_token},
+    member::{Member, Trust},
+    renew::{RenewalClock, renew, renew_expired},
+};
+
+const LOCK: &str = "lock";
+const INCARNATION: &str = "incarnation";
+const SESSION: &str = "session";
+
+/// What goes wrong with identities.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Another agent uses the folder.
+    #[error("{} is in use by another agent", .0.display())]
+    InUse(PathBuf),
+    /// A file operation failed.
+    #[error("cannot {action} {path}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A file could not be kept or read.
+    #[error("cannot keep the agent's state")]
+    File(#[from] FileError),
+    /// A file does not hold what it should.
+    #[error("{path} holds no {what}", path = path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What it should hold.
+        what: &'static str,
+    },
+    /// There is no identity.
+    #[error("{} holds no identity: the agent is not enrolled", .0.display())]
+    NotEnrolled(PathBuf),
+    /// There is one already.
+    #[error("the agent is already enrolled as {name} ({node})")]
+    Enrolled {
+        /// Under which name.
+        name: String,
+        /// Its id.
+        node: String,
+    },
+    /// The token.
+    #[error("the join token is not acceptable")]
+    Token(#[from] TokenError),
+    /// The token is too old.
+    #[error("the join token expired at {expires}, this machine's clock says {now}")]
+    TokenExpired {
+        /// When.
+        expires: nexus_proto::time::Timestamp,
+        /// By this clock.
+        now: nexus_proto::time::Timestamp,
+    },
+    /// A name that cannot be a node's.
+    #[error("`{0}` cannot be a node's name: letters, digits, `.`, `-` and `_`, at most 253")]
+    Name(String),
+    /// The collector could not be reached.
+    #[error("cannot reach the collector")]
+    Dial(#[from] DialError),
+    /// The collector said no.
+    #[error("the collector refused: {message}")]
+    Refused {
+        /// Its words.
+        message: String,
+        /// Its hint.
+        hint: Option<String>,
+    },
+    /// The collector's answer is not what the token or the certificate promises.
+    #[error("the collector's answer cannot be trusted: {0}")]
+    Answer(String),
+    /// A certificate of it.
+    #[error("the collector's answer cannot be trusted")]
+    Certificate(#[from] CertificateError),
+    /// The leaf.
+    #[error("the certificate and the key do not make an identity")]
+    Leaf(#[from] LeafError),
+    /// The signers.
+    #[error("the signer policy is not acceptable")]
+    Policy(#[from] PolicyError),
+    /// An id.
+    #[error("the collector's answer cannot be trusted")]
+    Id(#[from] IdError),
+    /// A key or a request.
+    #[error("cannot make a key")]
+    Csr(#[from] CsrError),
+    /// TLS.
+    #[error("cannot set up TLS")]
+    Tls(#[from] TlsError),
+    /// The proof for a late renewal.
+    #[error("cannot prove the old identity")]
+    Renewal(#[from] RenewalError),
+    /// Too long offline.
+    #[error("the certificate expired at {0}, too long ago to renew it")]
+    ExpiredForGood(nexus_proto::time::Timestamp),
+}
+
+impl IdentityError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::NotEnrolled(_) | Self::ExpiredForGood(_) => {
+                "make a token with `nexusctl token create` and run `nexus-agent enroll TOKEN`"
+            }
+            Self::Enrolled { .. } => "to replace the identity, run the same command with --force",
+            Self::InUse(_) => "stop the other agent, or name another folder with --state-dir",
+            Self::TokenExpired { .. } => "check the clock, or ask for a new token",
+            Self::Dial(_) => "see whether an address of the token can be reached on TCP from here",
+            Self::Refused { hint, .. } => return hint.clone(),
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+}
+
+/// The agent's state folder, locked.
+#[derive(Debug)]
+pub struct StateFolder {
+    path: PathBuf,
+    incarnation: Incarnation,
+    _lock: File,
+}
+
+impl StateFolder {
+    /// Opens or makes it. A folder without an incarnation gets a new one.
+    pub fn open(path: &Path) -> Result<Self, IdentityError> {
+        files::create_folder(path)?;
+        let lock = lock(path)?;
+        let file = path.join(INCARNATION);
+        let incarnation = match fs::read_to_string(&file) {
+            Ok(text) => text.trim().parse().map_err(|_| IdentityError::Content {
+                path: file,
+                what: "incarnation",
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let new = Incarnation::random();
+                files::write_private(path, INCARNATION, format!("{new}\n").as_bytes())?;
+                new
+            }
+            Err(source) => {
+                return Err(IdentityError::Io {
+                    action: "read",
+                    path: file,
+                    source,
+                });
+            }
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            incarnation,
+            _lock: lock,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// This life of the folder.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// The number of the session that begins now, higher than any before. Durable on return.
+    pub fn next_session(&self) -> Result<u64, IdentityError> {
+        let path = self.path.join(SESSION);
+        let before = match fs::read_to_string(&path) {
+            Ok(text) => text
+                .trim()
+                .parse::<u64>()
+                .map_err(|_| IdentityError::Content {
+                    path,
+                    what: "session counter",
+                })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(source) => {
+                return Err(IdentityError::Io {
+                    action: "read",
+                    path,
+                    source,
+                });
+            }
+        };
+        let next = before.saturating_add(1);
+        files::write_private(&self.path, SESSION, format!("{next}\n").as_bytes())?;
+        Ok(next)
+    }
+}
+
+fn lock(folder: &Path) -> Result<File, IdentityError> {
+    let path = folder.join(LOCK);
+    let mut options = OpenOptions::new();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    let file = file.map_err(|source| IdentityError::Io {
+        action: "open",
+        path: path.clone(),
+        source,
+    })?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::InUse(folder.to_owned())),
+        Err(error) => Err(IdentityError::Io {
+            action: "lock",
+            path,
+            source: error.into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

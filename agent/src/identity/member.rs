@@ -1,0 +1,313 @@
+//! What an enrolment gave, on disk and in memory.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use nexus_pki::{
+    certificate::Root,
+    files,
+    leaf::Leaf,
+    merkle::Target,
+    policy::{Freshness, TrustedPolicy},
+};
+use nexus_proto::{
+    agent::v1 as wire,
+    ids::{Incarnation, NodeId},
+    time::Timestamp,
+};
+use prost::Message as _;
+
+use super::IdentityError;
+
+pub(super) const FOLDER: &str = "identity";
+const NEW_FOLDER: &str = "identity.new";
+const OLD_FOLDER: &str = "identity.old";
+
+/// An enrolled agent.
+#[derive(Debug)]
+pub struct Member {
+    /// Key and certificate.
+    pub leaf: Leaf,
+    /// The fleet's root.
+    pub root: Root,
+    /// The fleet's name, as the certificate says.
+    pub trust_domain: String,
+    /// This node, as the certificate says.
+    pub node: NodeId,
+    /// The name it was enrolled under: what jobs are signed for.
+    pub name: String,
+    /// Where collectors listen.
+    pub addresses: Vec<String>,
+    /// Who may sign jobs.
+    pub trust: Trust,
+}
+
+/// Who may sign jobs, and that they still may.
+#[derive(Debug)]
+pub struct Trust(Mutex<Held>);
+
+#[derive(Debug)]
+struct Held {
+    policy: TrustedPolicy,
+    freshness: Option<(wire::Envelope, Freshness)>,
+    /// The newest time an operator has signed.
+    newest: Timestamp,
+}
+
+impl Trust {
+    /// Takes a policy with the newest statement about it. A statement that has run out is kept: it says since
+    /// when.
+    pub fn new(policy: TrustedPolicy, freshness: Option<wire::Envelope>) -> Self {
+        let mut held = Held {
+            newest: policy.policy().created,
+            policy,
+            freshness: None,
+        };
+        if let Some(envelope) = freshness {
+            held.refresh(envelope).ok();
+        }
+        Self(Mutex::new(held))
+    }
+
+    /// The later of `wall` and the newest time an operator has signed.
+    #[must_use]
+    pub fn now(&self, wall: Timestamp) -> Timestamp {
+        wall.max(self.held().newest)
+    }
+
+    /// Version of the policy, and until when it is known to be current.
+    #[must_use]
+    pub fn state(&self) -> (u64, Timestamp) {
+        let held = self.held();
+        let expires = held
+            .freshness
+            .as_ref()
+            .map_or(Timestamp(0), |(_, freshness)| freshness.expires);
+        (held.policy.version(), expires)
+    }
+
+    /// Looks at both.
+    pub fn with<T>(&self, look: impl FnOnce(&TrustedPolicy, Option<&Freshness>) -> T) -> T {
+        let held = self.held();
+        look(
+            &held.policy,
+            held.freshness.as_ref().map(|(_, freshness)| freshness),
+        )
+    }
+
+    /// Takes what the collector passes on and keeps it in `folder`; returns whether anything was new.
+    pub fn update(&self, folder: &Path, update: wire::TrustUpdate) -> Result<bool, IdentityError> {
+        let folder = folder.join(FOLDER);
+        let mut held = self.held();
+        let mut changed = false;
+        if let Some(envelope) = update.policy
+            && envelope.payload != held.policy.envelope().payload
+        {
+            let policy = held.policy.update(envelope)?;
+            files::write_private(&folder, "policy", &policy.envelope().encode_to_vec())?;
+            held.newest = held.newest.max(policy.policy().created);
+            held.policy = policy;
+            held.freshness = None;
+            changed = true;
+        }
+        if let Some(envelope) = update.freshness
+            && held
+                .freshness
+                .as_ref()
+                .is_none_or(|(known, _)| *known != envelope)
+            && held.refresh(envelope)?
+            && let Some((envelope, _)) = &held.freshness
+        {
+            files::write_private(&folder, "freshness", &envelope.encode_to_vec())?;
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    /// Takes a statement if it is newer than the one held. Whether it has run out is judged at use.
+    fn refresh(&mut self, envelope: wire::Envelope) -> Result<bool, IdentityError> {
+        let freshness = self
+            .policy
+            .verify_freshness(&envelope, Timestamp(i64::MIN))?;
+        if self
+            .freshness
+            .as_ref()
+            .is_some_and(|(_, held)| held.expires >= freshness.expires)
+        {
+            return Ok(false);
+        }
+        self.newest = self.newest.max(freshness.issued);
+        self.freshness = Some((envelope, freshness));
+        Ok(true)
+    }
+}
+
+impl Member {
+    /// Reads `folder`/identity.
+    pub fn load(folder: &Path) -> Result<Self, IdentityError> {
+        let dir = folder.join(FOLDER);
+        if !dir.exists() {
+            // A crash between the two renames of a replacement.
+            if folder.join(OLD_FOLDER).exists() {
+                rename(&folder.join(OLD_FOLDER), &dir)?;
+            } else {
+                return Err(IdentityError::NotEnrolled(folder.to_owned()));
+            }
+        }
+        let leaf = Leaf::load(&dir)?;
+        let root = Root::from_pem(&files::read_private(&dir.join("root.pem"))?)?;
+        let name = text(&dir, "name")?.trim().to_owned();
+        let addresses = text(&dir, "addresses")?
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        let policy = envelope(&dir, "policy")?;
+        let freshness = match envelope(&dir, "freshness") {
+            Ok(envelope) => Some(envelope),
+            Err(IdentityError::File(error)) if error.is_missing() => None,
+            Err(error) => return Err(error),
+        };
+        Self::assemble(leaf, root, name, addresses, policy, freshness)
+    }
+
+    /// Puts together what was verified when it was stored.
+    pub(super) fn assemble(
+        leaf: Leaf,
+        root: Root,
+        name: String,
+        addresses: Vec<String>,
+        policy: wire::Envelope,
+        freshness: Option<wire::Envelope>,
+    ) -> Result<Self, IdentityError> {
+        let trust_domain = leaf.spiffe().trust_domain().to_owned();
+        let node = leaf.spiffe().node().ok_or_else(|| {
+            IdentityError::Answer(format!("{} is no agent's certificate", leaf.spiffe()))
+        })?;
+        let digest = nexus_pki::sha256(&policy.payload);
+        let policy = TrustedPolicy::establish(policy, &digest, &trust_domain)?;
+        let trust = Trust::new(policy, freshness);
+        Ok(Self {
+            leaf,
+            root,
+            trust_domain,
+            node,
+            name,
+            addresses,
+            trust,
+        })
+    }
+
+    /// This node as a target of jobs.
+    #[must_use]
+    pub fn target(&self, incarnation: Incarnation) -> Target {
+        Target {
+            node: self.node,
+            name: self.name.clone(),
+            incarnation,
+        }
+    }
+
+    /// Writes `folder`/identity whole.
+    pub(super) fn store(&self, folder: &Path) -> Result<(), IdentityError> {
+        let (new, old, dir) = (
+            folder.join(NEW_FOLDER),
+            folder.join(OLD_FOLDER),
+            folder.join(FOLDER),
+        );
+        remove_all(&new)?;
+        files::create_folder(&new)?;
+        self.leaf.save(&new)?;
+        files::write_private(&new, "root.pem", self.root.to_pem().as_bytes())?;
+        files::write_private(&new, "name", format!("{}\n", self.name).as_bytes())?;
+        files::write_private(&new, "addresses", lines(&self.addresses).as_bytes())?;
+        let held = self.trust.held();
+        files::write_private(&new, "policy", &held.policy.envelope().encode_to_vec())?;
+        if let Some((envelope, _)) = &held.freshness {
+            files::write_private(&new, "freshness", &envelope.encode_to_vec())?;
+        }
+        drop(held);
+        remove_all(&old)?;
+        if dir.exists() {
+            rename(&dir, &old)?;
+        }
+        rename(&new, &dir)?;
+        sync(folder)?;
+        remove_all(&old)
+    }
+
+    /// Replaces key and certificate on disk.
+    pub(super) fn store_leaf(folder: &Path, leaf: &Leaf) -> Result<(), IdentityError> {
+        Ok(leaf.save(&folder.join(FOLDER))?)
+    }
+
+    /// Keeps new addresses of the collectors.
+    pub fn store_addresses(folder: &Path, addresses: &[String]) -> Result<(), IdentityError> {
+        Ok(files::write_private(
+            &folder.join(FOLDER),
+            "addresses",
+            lines(addresses).as_bytes(),
+        )?)
+    }
+}
+
+fn lines(addresses: &[String]) -> String {
+    addresses
+        .iter()
+        .map(|address| format!("{address}\n"))
+        .collect()
+}
+
+fn text(dir: &Path, name: &str) -> Result<String, IdentityError> {
+    let path = dir.join(name);
+    let bytes = files::read_private(&path)?;
+    String::from_utf8(bytes).map_err(|_| IdentityError::Content { path, what: "text" })
+}
+
+fn envelope(dir: &Path, name: &str) -> Result<wire::Envelope, IdentityError> {
+    let path = dir.join(name);
+    let bytes = files::read_private(&path)?;
+    wire::Envelope::decode(bytes.as_slice()).map_err(|_| IdentityError::Content {
+        path,
+        what: "signed document",
+    })
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), IdentityError> {
+    let fail = |source| IdentityError::Io {
+        action: "rename",
+        path: from.to_owned(),
+        source,
+    };
+    fs::rename(from, to).map_err(fail)
+}
+
+fn sync(folder: &Path) -> Result<(), IdentityError> {
+    let fail = |source| IdentityError::Io {
+        action: "fsync",
+        path: folder.to_owned(),
+        source,
+    };
+    fs::File::open(folder)
+        .and_then(|file| file.sync_all())
+        .map_err(fail)
+}
+
+fn remove_all(path: &Path) -> Result<(), IdentityError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(IdentityError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
