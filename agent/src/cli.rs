@@ -1,4 +1,4 @@
-//! The command line: `nexus-agent check-config | config | version`.
+//! The command line: `nexus-agent enroll | run | check-config | config | version`.
 
 use std::{
     ffi::OsString,
@@ -8,9 +8,14 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use nexus_runtime::settings::{self, Sources, Strictness};
+use nexus_runtime::{
+    clock::Clock,
+    log,
+    settings::{self, Sources, Strictness},
+};
 
 use crate::{
+    agent,
     config::{self, Config},
     fault::{Doing as _, Fault, Outcome},
 };
@@ -40,6 +45,17 @@ struct SourceArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Makes this machine a node: its own key, and a certificate for it
+    Enroll {
+        /// A join token of `nexusctl token create`, @FILE with one, or - to read it from standard input
+        #[arg(value_name = "TOKEN")]
+        token: String,
+        /// Replaces the identity that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Runs the agent
+    Run,
     /// Checks the configuration without doing anything
     CheckConfig,
     /// Prints the configuration in force, or all defaults
@@ -99,6 +115,23 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
         Command::Config { defaults: false } => {
             let loaded = load(&cli.sources, Strictness::Refuse)?;
             print(&loaded.settings.to_string())?;
+        }
+        Command::Enroll { token, force } => {
+            let config = configure(&cli.sources, Strictness::Refuse)?;
+            log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
+                .doing("set up the log")?;
+            say(&agent::enroll(&config, &token, force, &Clock::system())?);
+        }
+        Command::Run => {
+            // Config and binary are rolled out separately: what this version does not know does not stop it.
+            let loaded = load(&cli.sources, Strictness::Warn)?;
+            let config = Config::from_settings(&loaded.settings)?;
+            log::init(config.log_format, &log::ours_at(tracing::Level::INFO))
+                .doing("set up the log")?;
+            for warning in &loaded.warnings {
+                tracing::warn!("configuration: {warning}");
+            }
+            agent::run(&config, Clock::system())?;
         }
         Command::CheckConfig => {
             configure(&cli.sources, Strictness::Refuse)?;

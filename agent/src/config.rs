@@ -134,6 +134,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// What the node asks to be called.
     pub name: String,
+    /// Whether somebody said so, or it is this host's.
+    pub name_given: bool,
     /// Where the collector answers; empty: as the identity says.
     pub addresses: Vec<String>,
     /// Between two readings of the metrics.
@@ -178,6 +180,7 @@ impl Config {
         Ok(Self {
             state_dir: settings.path("state_dir").to_owned(),
             name: name(settings)?,
+            name_given: !settings.text("name").is_empty(),
             addresses: addresses(settings)?,
             interval,
             transport: Mode::parse(transport)

@@ -22,10 +22,17 @@ mod units;
 mod virtualization;
 mod worker;
 
-use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use nexus_proto::record::Section;
+use nexus_proto::{inventory, record::Section};
 
+pub use self::os::facts;
 use self::worker::{Source, Worker};
 
 /// Where to look.
@@ -167,6 +174,28 @@ impl Inventory {
     /// Hands these kinds out again though they did not change: the collector asked for them.
     pub fn resend(&mut self, kinds: &[String]) {
         self.resend.extend_from_slice(kinds);
+    }
+}
+
+/// Kinds the collector asked for, until somebody looks. There are no more than kinds exist.
+#[derive(Debug, Default)]
+pub struct Wanted(Mutex<BTreeSet<&'static str>>);
+
+impl Wanted {
+    /// The collector asks. A kind this version does not know is none it can send.
+    pub fn ask(&self, kinds: Vec<String>) {
+        let known = kinds.iter().filter_map(|kind| inventory::kind(kind));
+        self.lock().extend(known.map(|known| known.name));
+    }
+
+    /// What was asked for since the last time.
+    pub fn take(&self) -> Vec<String> {
+        let kinds = std::mem::take(&mut *self.lock());
+        kinds.into_iter().map(str::to_owned).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,6 +6,7 @@
 //! again. `identity` is who the agent is, `agent` is the one file that sees them all.
 
 pub mod admit;
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod exec;
@@ -15,4 +16,5 @@ pub mod inventory;
 pub mod ledger;
 pub mod runs;
 pub mod sample;
+pub mod session;
 pub mod spool;

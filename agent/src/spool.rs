@@ -93,7 +93,7 @@ pub struct Spool {
     metrics: Mutex<(LaneLog, Encoder)>,
     sections: Mutex<BTreeMap<String, [u8; 32]>>,
     dir: PathBuf,
-    changed: Notify,
+    changed: [Notify; Lane::ALL.len()],
     acked: Notify,
 }
 
@@ -127,7 +127,7 @@ impl Spool {
             metrics: Mutex::new((metrics, Encoder::new())),
             sections: Mutex::new(sections),
             dir: dir.to_owned(),
-            changed: Notify::new(),
+            changed: Default::default(),
             acked: Notify::new(),
         };
         for finding in &findings {
@@ -140,19 +140,24 @@ impl Spool {
 
     /// Stores one record; once this returns a start, an end, an event or a section survives a power cut.
     pub fn append(&self, time: Timestamp, body: Body) -> Result<u64, SpoolError> {
-        let seq = match body {
-            Body::Metrics(_) => self.append_metrics(time, body)?,
-            Body::Section(_) => self.append_section(time, body)?,
+        let (lane, seq) = match body {
+            Body::Metrics(_) => (Lane::Metrics, self.append_metrics(time, body)?),
+            Body::Section(_) => (Lane::Inventory, self.append_section(time, body)?),
             Body::Output(_) => {
                 let mut log = lock(&self.results);
                 if log.bytes() >= log.config.bytes {
                     return Err(SpoolError::Full(Lane::Results));
                 }
-                log.append(time, |seq, _| encode(seq, time, body), false)?
+                let seq = log.append(time, |seq, _| encode(seq, time, body), false)?;
+                (Lane::Results, seq)
             }
-            _ => lock(&self.results).append(time, |seq, _| encode(seq, time, body), true)?,
+            _ => {
+                let mut log = lock(&self.results);
+                let seq = log.append(time, |seq, _| encode(seq, time, body), true)?;
+                (Lane::Results, seq)
+            }
         };
-        self.changed.notify_one();
+        self.changed_in(lane).notify_one();
         Ok(seq)
     }
 
@@ -232,9 +237,9 @@ impl Spool {
         Ok(())
     }
 
-    /// Resolves when something was stored since the last time it did. For one waiter.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
+    /// Resolves when something was stored in this lane since the last time it did. For one waiter a lane.
+    pub async fn changed(&self, lane: Lane) {
+        self.changed_in(lane).notified().await;
     }
 
     /// Resolves at the next ack. For any number of waiters, who look at [`Spool::acked`] first.
@@ -315,6 +320,15 @@ impl Spool {
             files::write_private(&self.dir, SECTIONS, text.as_bytes())?;
         }
         Ok(seq)
+    }
+
+    fn changed_in(&self, lane: Lane) -> &Notify {
+        let [results, inventory, metrics] = &self.changed;
+        match lane {
+            Lane::Results => results,
+            Lane::Inventory => inventory,
+            Lane::Metrics => metrics,
+        }
     }
 
     fn with<T>(&self, lane: Lane, act: impl FnOnce(&mut LaneLog) -> T) -> T {

@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nexus_pki::{
@@ -42,7 +42,7 @@ pub struct Member {
     /// Where collectors listen.
     pub addresses: Vec<String>,
     /// Who may sign jobs.
-    pub trust: Trust,
+    pub trust: Arc<Trust>,
 }
 
 /// Who may sign jobs, and that they still may.
@@ -194,7 +194,7 @@ impl Member {
         })?;
         let digest = nexus_pki::sha256(&policy.payload);
         let policy = TrustedPolicy::establish(policy, &digest, &trust_domain)?;
-        let trust = Trust::new(policy, freshness);
+        let trust = Arc::new(Trust::new(policy, freshness));
         Ok(Self {
             leaf,
             root,

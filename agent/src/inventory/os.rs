@@ -2,7 +2,11 @@
 
 use std::fs;
 
-use nexus_proto::record::{Cell, Row};
+use nexus_proto::{
+    agent::v1::NodeFacts,
+    limits,
+    record::{Cell, Row},
+};
 
 use super::{
     InventoryConfig, InventoryError,
@@ -34,9 +38,7 @@ fn sign(config: &InventoryConfig, sign: &mut Sign) {
 }
 
 fn collect(config: &InventoryConfig) -> Result<Vec<Row>, InventoryError> {
-    let release = read(&config.file("etc/os-release"))
-        .or_else(|_| read(&config.file("usr/lib/os-release")))
-        .unwrap_or_default();
+    let release = release(config);
     let get = |key: &str| os_release(&release, key);
     let uname = rustix::system::uname();
     let text = |part: &std::ffi::CStr| Cell::from(part.to_string_lossy().into_owned());
@@ -56,6 +58,30 @@ fn collect(config: &InventoryConfig) -> Result<Vec<Row>, InventoryError> {
         timezone(config).into(),
         boot_time(config)?.into(),
     ])])
+}
+
+/// What is known of the host before anything was collected.
+#[must_use]
+pub fn facts(config: &InventoryConfig) -> NodeFacts {
+    let uname = rustix::system::uname();
+    let text = |text: &str| {
+        text.chars()
+            .take(limits::NAME_BYTES / 4)
+            .collect::<String>()
+    };
+    let name = os_release(&release(config), "PRETTY_NAME");
+    NodeFacts {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        os: text(name.as_deref().unwrap_or("Linux")),
+        kernel: text(&uname.release().to_string_lossy()),
+        arch: text(&uname.machine().to_string_lossy()),
+    }
+}
+
+fn release(config: &InventoryConfig) -> String {
+    read(&config.file("etc/os-release"))
+        .or_else(|_| read(&config.file("usr/lib/os-release")))
+        .unwrap_or_default()
 }
 
 fn boot_time(config: &InventoryConfig) -> Result<Option<i64>, InventoryError> {

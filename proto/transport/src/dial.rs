@@ -276,6 +276,15 @@ impl Dialer {
         }
     }
 
+    /// The same with other addresses.
+    #[must_use]
+    pub fn with_addresses(&self, addresses: Vec<String>) -> Self {
+        Self {
+            addresses,
+            ..self.clone()
+        }
+    }
+
     /// Whether TCP was taken last because QUIC did not come through. QUIC then gets no head start.
     #[must_use]
     pub fn udp_blocked(&self) -> bool {

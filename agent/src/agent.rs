@@ -1,0 +1,369 @@
+//! The one wiring file: everything the agent is made of, in the order of the flow, and how it ends.
+//!
+//! Shutdown: sampling stops, runs are stopped and their reports stored, what is stored of results is given a
+//! moment to reach the collector, the session ends, the spool is closed. What was not acked is sent at the
+//! next start. A second signal ends the process at once; children of the runs end with it, since the next
+//! start kills what is left before it reports.
+
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+
+use nexus_pki::{files, tls::LiveLeaf};
+use nexus_proto::{
+    ids::Lane,
+    limits,
+    record::{Body, Section},
+};
+use nexus_runtime::{clock::Clock, errors, shutdown::Signals, tasks::Tasks};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    exec::{self, leftover},
+    fault::{Doing as _, Fault, Outcome},
+    identity::{self, Enrolment, IdentityError, Member, StateFolder},
+    inventory::{self, Inventory, InventoryConfig, Wanted},
+    ledger::Ledger,
+    runs::{self, Runs},
+    sample::{SampleConfig, Sampler},
+    session::{self, Keeper, Reach, State},
+    spool::Spool,
+};
+
+/// From one look at the inventory to the next.
+const INVENTORY_INTERVAL: Duration = Duration::from_secs(10);
+/// The first look takes about this long.
+const INVENTORY_FIRST: Duration = Duration::from_secs(1);
+/// How long results may take to reach the collector once everything else has stopped.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Enrols with a token; returns what to tell the user.
+pub fn enroll(config: &Config, token: &str, force: bool, clock: &Clock) -> Outcome<String> {
+    let what = "enroll";
+    let folder = StateFolder::open(&config.state_dir).map_err(|error| fault(what, &error))?;
+    let token = identity::read_token(token).map_err(|error| fault(what, &error))?;
+    let enrolment = Enrolment {
+        token,
+        name: config.name.clone(),
+        facts: inventory::facts(&InventoryConfig::default()),
+        key_exchange: config.key_exchange,
+        force,
+    };
+    let member = runtime()?
+        .block_on(identity::enrol(&folder, enrolment, clock.now()))
+        .map_err(|error| fault(what, &error))?;
+    Ok(format!(
+        "enrolled as {} ({}) in {}",
+        member.name, member.node, member.trust_domain
+    ))
+}
+
+/// Runs until told to stop.
+pub fn run(config: &Config, clock: Clock) -> Outcome {
+    let runtime = runtime()?;
+    let result = runtime.block_on(serve(config, clock));
+    // A look at a dead mount may block its thread for ever.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+fn runtime() -> Outcome<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .doing("start")
+}
+
+async fn serve(config: &Config, clock: Clock) -> Outcome {
+    let tasks = Tasks::new();
+    Signals::catch().doing("catch signals")?.govern(&tasks);
+    let parts = Parts::assemble(config, &clock, &tasks)?;
+    let Parts {
+        spool,
+        runs,
+        keeper,
+        wanted,
+    } = parts;
+    // The session outlives what feeds it.
+    let hang_up = CancellationToken::new();
+    let state = keeper.state();
+    tasks.spawn_essential(
+        "session",
+        ended(keeper.run(hang_up.clone()), hang_up.clone()),
+    );
+    tasks.spawn_essential(
+        "metrics",
+        metrics(
+            config.interval,
+            Arc::clone(&spool),
+            clock.clone(),
+            tasks.token(),
+        ),
+    );
+    tasks.spawn_essential(
+        "inventory",
+        watch_inventory(Arc::clone(&spool), wanted, clock, tasks.token()),
+    );
+    tasks.spawn("watchdog", watchdog(Arc::clone(&spool), tasks.token()));
+    tasks.spawn("status", status(state, tasks.token()));
+    notify(&[sd_notify::NotifyState::Ready]);
+
+    tasks.shutdown_begun().await;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    if timeout(config.shutdown_timeout, runs.stop()).await.is_err() {
+        tracing::warn!("runs were abandoned at the deadline; the next start reports them");
+    }
+    if timeout(FLUSH, flushed(&spool)).await.is_err() {
+        tracing::info!("results wait in the spool for the next start");
+    }
+    hang_up.cancel();
+    let left = tasks.shutdown(Duration::from_secs(1)).await;
+    if !left.is_empty() {
+        tracing::warn!(?left, "tasks were abandoned at the deadline");
+    }
+    spool.close().doing("close the spool")?;
+    match tasks.failure() {
+        Some(failure) => Err(Fault::new("run", failure)),
+        None => {
+            tracing::info!("ended");
+            Ok(())
+        }
+    }
+}
+
+struct Parts {
+    spool: Arc<Spool>,
+    runs: Runs,
+    keeper: Keeper,
+    wanted: Arc<Wanted>,
+}
+
+impl Parts {
+    fn assemble(config: &Config, clock: &Clock, tasks: &Tasks) -> Outcome<Self> {
+        let what = "run";
+        let folder = StateFolder::open(&config.state_dir).map_err(|error| fault(what, &error))?;
+        let member = Member::load(folder.path()).map_err(|error| fault(what, &error))?;
+        let live = LiveLeaf::new(member.leaf.clone(), &member.root).doing("use the identity")?;
+        let facts = inventory::facts(&InventoryConfig::default());
+        let now = clock.now();
+        tracing::info!(
+            version = facts.agent_version, state_dir = %folder.path().display(), node = %member.node,
+            name = member.name, trust_domain = member.trust_domain,
+            certificate_expires = %member.leaf.not_after(), "starting"
+        );
+        if config.name_given && config.name != member.name {
+            tracing::warn!(
+                name = config.name,
+                enrolled = member.name,
+                "the node keeps the name it was enrolled under"
+            );
+        }
+        let (spool, findings) = Spool::open(&folder.path().join("spool"), &config.spool, now)
+            .doing("open the spool")?;
+        for finding in findings {
+            tracing::warn!(lane = %finding.lane, lost = ?finding.lost, "{}", finding.message);
+        }
+        let spool = Arc::new(spool);
+        let started = format!("nexus-agent {}", facts.agent_version);
+        if let Err(error) = spool.event(now, "agent_started", &started) {
+            tracing::error!(error = %errors::chain(&error), "an event cannot be stored");
+        }
+        let ledger = Ledger::open(&folder.path().join("ledger")).doing("open the ledger")?;
+        let scripts = folder.path().join("scripts");
+        files::create_folder(&scripts).doing("make the folder for scripts")?;
+        exec::clean_scripts(&scripts).doing("clean the folder for scripts")?;
+        let runs = Runs::resume(
+            ledger,
+            runs::Surroundings {
+                own: member.target(folder.incarnation()),
+                trust: Arc::clone(&member.trust),
+                spool: Arc::clone(&spool),
+                scripts,
+                clock: clock.clone(),
+                tasks: tasks.clone(),
+                capacity: config.concurrency,
+                output_limit_bytes: limits::RUN_OUTPUT_BYTES_MAX,
+                stop_grace: config.kill_grace.min(config.shutdown_timeout / 2),
+            },
+        );
+        let wanted = Arc::new(Wanted::default());
+        let around = session::Surroundings {
+            folder,
+            member,
+            live,
+            spool: Arc::clone(&spool),
+            runs: runs.clone(),
+            wanted: Arc::clone(&wanted),
+            facts,
+            boot_id: leftover::boot_id().unwrap_or_default(),
+            clock: clock.clone(),
+        };
+        let reach = Reach {
+            addresses: config.addresses.clone(),
+            mode: config.transport,
+            key_exchange: config.key_exchange,
+        };
+        let keeper = Keeper::new(around, reach).doing("prepare TLS")?;
+        Ok(Self {
+            spool,
+            runs,
+            keeper,
+            wanted,
+        })
+    }
+}
+
+/// A fault with the identity's own hint.
+fn fault(what: &str, error: &IdentityError) -> Fault {
+    let fault = Fault::because(what, error);
+    match error.hint() {
+        Some(hint) => fault.hint(hint),
+        None => fault,
+    }
+}
+
+/// The session task may end only when it was told to.
+async fn ended(task: impl Future<Output = ()>, told: CancellationToken) -> io::Result<()> {
+    task.await;
+    if told.is_cancelled() {
+        // Shutdown waits for it.
+        return Ok(());
+    }
+    Err(io::Error::other("it ended early"))
+}
+
+/// Every interval, one reading of the host into the spool.
+async fn metrics(
+    every: Duration,
+    spool: Arc<Spool>,
+    clock: Clock,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let mut sampler = Sampler::new(SampleConfig {
+        interval: every,
+        ..SampleConfig::default()
+    });
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut trouble = Trouble::new("metrics");
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        let now = clock.now();
+        trouble.note(spool.append(now, Body::Metrics(sampler.sample(now))));
+    }
+}
+
+/// Every few seconds, what changed of the inventory into the spool.
+async fn watch_inventory(
+    spool: Arc<Spool>,
+    wanted: Arc<Wanted>,
+    clock: Clock,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let mut inventory = Inventory::new(&InventoryConfig::default(), &spool.sections());
+    let mut waiting: BTreeMap<String, Section> = BTreeMap::new();
+    let mut trouble = Trouble::new("inventory");
+    let mut wait = INVENTORY_FIRST;
+    loop {
+        inventory.resend(&wanted.take());
+        for section in inventory.poll() {
+            waiting.insert(section.kind.clone(), section);
+        }
+        // What cannot be stored now is tried again, unless there is something newer by then.
+        waiting.retain(|_, section| {
+            !trouble.note(spool.append(clock.now(), Body::Section(section.clone())))
+        });
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = INVENTORY_INTERVAL;
+    }
+}
+
+/// Says once that something cannot be stored, and once that it can be again.
+struct Trouble {
+    what: &'static str,
+    lasting: bool,
+}
+
+impl Trouble {
+    fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            lasting: false,
+        }
+    }
+
+    /// Whether it was stored.
+    fn note<T, E: std::error::Error>(&mut self, stored: Result<T, E>) -> bool {
+        match &stored {
+            Err(error) if !self.lasting => {
+                tracing::error!(error = %errors::chain(error), "{} cannot be stored", self.what);
+            }
+            Ok(_) if self.lasting => tracing::info!("{} can be stored again", self.what),
+            _ => {}
+        }
+        self.lasting = stored.is_err();
+        stored.is_ok()
+    }
+}
+
+/// Resolves when the collector has all results.
+async fn flushed(spool: &Spool) {
+    loop {
+        let ack = spool.ack_arrived();
+        if spool.acked(Lane::Results) >= spool.last(Lane::Results) {
+            return;
+        }
+        ack.await;
+    }
+}
+
+/// Tells the service manager that the agent still turns, if it wants to know: its loop does, and the spool
+/// answers.
+async fn watchdog(spool: Arc<Spool>, stop: CancellationToken) {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(limit / 3) => {}
+        }
+        let bytes: u64 = Lane::ALL.iter().map(|lane| spool.bytes(*lane)).sum();
+        tracing::trace!(bytes, "the spool answers");
+        notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+/// Shows in `systemctl status` what became of the session.
+async fn status(mut state: watch::Receiver<State>, stop: CancellationToken) {
+    loop {
+        let text = match &*state.borrow_and_update() {
+            State::Away(reason) => format!("not connected: {reason}"),
+            State::Connected(to) => format!("connected to {to}"),
+        };
+        notify(&[sd_notify::NotifyState::Status(&text)]);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = state.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+/// Without a service manager there is nobody to tell.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}

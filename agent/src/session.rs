@@ -1,0 +1,269 @@
+//! The agent's side of a session: reach a collector, say Hello, send what the spool holds, take jobs.
+//!
+//! There is one session at a time; it ends when its connection does, or when a successor took over
+//! (`successor`). Between two sessions lies a wait with full jitter, plus what the collector asked for.
+//! Nothing is kept here: what was not acked is read from the spool again.
+
+mod open;
+mod pace;
+mod successor;
+mod talk;
+mod upload;
+
+use std::{sync::Arc, time::Duration};
+
+use nexus_pki::{
+    admission::Admission,
+    tls::{self, Alpn, KeyExchange, LiveLeaf, TlsError},
+};
+use nexus_proto::agent::v1::{GoodbyeReason, NodeFacts};
+use nexus_runtime::{clock::Clock, errors};
+use nexus_transport::{DialTls, Dialer, Mode, Windows};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    open::{Goodbye, Open, OpenError},
+    pace::Backoff,
+    successor::Dial,
+    talk::End,
+};
+use crate::{
+    identity::{Member, StateFolder, renew_expired},
+    inventory::Wanted,
+    runs::Runs,
+    spool::Spool,
+};
+
+/// How long a node that is not wanted waits before it asks again, at least.
+const NOT_WANTED: Duration = Duration::from_secs(60);
+
+/// What a session is made of.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The state folder: session counter, certificate, policy.
+    pub folder: StateFolder,
+    /// Who this is.
+    pub member: Member,
+    /// The certificate in use.
+    pub live: LiveLeaf,
+    /// What is sent.
+    pub spool: Arc<Spool>,
+    /// What runs.
+    pub runs: Runs,
+    /// Inventory the collector asked for.
+    pub wanted: Arc<Wanted>,
+    /// What the node table shows at first.
+    pub facts: NodeFacts,
+    /// The kernel's.
+    pub boot_id: String,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// How to reach collectors.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// `HOST:PORT`; empty: as the collector says.
+    pub addresses: Vec<String>,
+    /// What carries a session.
+    pub mode: Mode,
+    /// Key exchanges that may be used.
+    pub key_exchange: KeyExchange,
+}
+
+/// For the service manager and people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// No session.
+    Away(String),
+    /// A session, over this.
+    Connected(String),
+}
+
+/// Keeps a session.
+pub struct Keeper {
+    around: Surroundings,
+    reach: Reach,
+    tls: DialTls,
+    state: watch::Sender<State>,
+}
+
+impl Keeper {
+    /// Prepares TLS.
+    pub fn new(around: Surroundings, reach: Reach) -> Result<Self, TlsError> {
+        let member = &around.member;
+        let admission = Admission::new(&member.root, &member.trust_domain);
+        let config = |alpn| tls::agent_client(&around.live, &admission, reach.key_exchange, alpn);
+        let tls = DialTls {
+            quic: config(Alpn::H3)?,
+            tcp: config(Alpn::H2)?,
+        };
+        let (state, _) = watch::channel(State::Away("starting".to_owned()));
+        Ok(Self {
+            around,
+            reach,
+            tls,
+            state,
+        })
+    }
+
+    /// What there is to tell of it.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut addresses = self.around.member.addresses.clone();
+        let mut dial = self.dial(&addresses);
+        let mut backoff = Backoff::default();
+        loop {
+            let connected = tokio::select! {
+                () = stop.cancelled() => return,
+                connected = self.connect(&dial, &addresses) => connected,
+            };
+            let retry_after = match connected {
+                Ok(open) => {
+                    let begun = open.since;
+                    let end = self.hold(open, &mut addresses, &dial, &stop).await;
+                    backoff.held(self.around.clock.instant().saturating_duration_since(begun));
+                    match end {
+                        End::Stopped => return,
+                        End::Lost(reason) => {
+                            tracing::warn!(reason, "the session ended");
+                            self.away(reason);
+                            Duration::ZERO
+                        }
+                        End::Goodbye(goodbye) => self.dismissed(&goodbye),
+                    }
+                }
+                Err(OpenError::Goodbye(goodbye)) => self.dismissed(&goodbye),
+                Err(error) => {
+                    let reason = errors::chain(&error).to_string();
+                    let hint = match &error {
+                        OpenError::State(error) => error.hint(),
+                        _ => None,
+                    };
+                    tracing::warn!(reason, hint, "no session");
+                    self.away(reason);
+                    Duration::ZERO
+                }
+            };
+            if self.reach.addresses.is_empty() {
+                // What the collector said last holds for the next try.
+                dial.dialer = dial.dialer.with_addresses(addresses.clone());
+            }
+            let wait = backoff.failed(retry_after, rand::random());
+            tracing::debug!(wait_ms = wait.as_millis(), "waiting to connect again");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// A session and those that take over from it, until there is none.
+    async fn hold(
+        &self,
+        mut open: Open,
+        addresses: &mut Vec<String>,
+        dial: &Dial,
+        stop: &CancellationToken,
+    ) -> End {
+        loop {
+            self.welcomed(&mut open, addresses);
+            match talk::talk(&self.around, &mut open, dial, stop).await {
+                Ok(next) => {
+                    open.connection.close("another session took over");
+                    open = *next;
+                }
+                Err(end) => {
+                    open.connection.close("the agent ended the session");
+                    return end;
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, dial: &Dial, addresses: &[String]) -> Result<Open, OpenError> {
+        let around = &self.around;
+        let now = around.clock.now();
+        let leaf = around.live.current();
+        if now >= leaf.not_after() {
+            tracing::info!(expired = %leaf.not_after(), "the certificate ran out, renewing it with the old key");
+            let given = &self.reach.addresses;
+            let addresses = if given.is_empty() { addresses } else { given };
+            let leaf = renew_expired(
+                &around.folder,
+                &around.member,
+                &leaf,
+                addresses,
+                self.reach.key_exchange,
+                now,
+            )
+            .await?;
+            tracing::info!(expires = %leaf.not_after(), "certificate renewed");
+            around
+                .live
+                .replace(leaf)
+                .map_err(crate::identity::IdentityError::from)?;
+        }
+        let connection = dial.dialer.connect().await?;
+        open::open(around, connection).await
+    }
+
+    fn welcomed(&self, open: &mut Open, addresses: &mut Vec<String>) {
+        let connection = &open.connection;
+        self.state.send_replace(State::Connected(format!(
+            "{} over {}, {}",
+            connection.remote, connection.transport, connection.key_exchange
+        )));
+        self.around.wanted.ask(std::mem::take(&mut open.resend));
+        let told = std::mem::take(&mut open.addresses);
+        if !told.is_empty() && told != *addresses {
+            match Member::store_addresses(self.around.folder.path(), &told) {
+                Ok(()) => {
+                    tracing::info!(
+                        addresses = told.join(" "),
+                        "the collector's addresses changed"
+                    );
+                    *addresses = told;
+                }
+                Err(error) => {
+                    tracing::error!(error = %errors::chain(&error), "new addresses cannot be stored");
+                }
+            }
+        }
+    }
+
+    fn dismissed(&self, goodbye: &Goodbye) -> Duration {
+        let reason = goodbye.message.as_str();
+        self.away(reason.to_owned());
+        match goodbye.reason {
+            GoodbyeReason::Quarantined | GoodbyeReason::Revoked | GoodbyeReason::Protocol => {
+                tracing::error!(reason, "the collector does not want this agent");
+                goodbye.retry_after.max(NOT_WANTED)
+            }
+            _ => {
+                tracing::info!(reason, "the collector ended the session");
+                goodbye.retry_after
+            }
+        }
+    }
+
+    fn away(&self, reason: String) {
+        self.state.send_replace(State::Away(reason));
+    }
+
+    fn dial(&self, told: &[String]) -> Dial {
+        let given = &self.reach.addresses;
+        let addresses = if given.is_empty() { told } else { given };
+        let mode = self.reach.mode;
+        Dial {
+            dialer: Dialer::new(addresses.to_vec(), self.tls.clone(), mode, Windows::agent()),
+            mode,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! How often to reconnect, how much to send, how many jobs to take: arithmetic without clock or chance.
+
+use std::{collections::VecDeque, time::Duration};
+
+/// The first wait lies between nothing and this.
+const FIRST: Duration = Duration::from_secs(1);
+/// No wait grows beyond this.
+const MOST: Duration = Duration::from_secs(60);
+/// However long a collector says to stay away, the agent asks again after this.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// A session that held this long was a good one.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// Exponential backoff with full jitter, on top of what the collector asked for.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// How long to wait after one more failure. `chance` is between 0 and 1.
+    pub(super) fn failed(&mut self, retry_after: Duration, chance: f64) -> Duration {
+        let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(MOST);
+        self.failures = self.failures.saturating_add(1);
+        retry_after.min(PATIENCE) + ceiling.mul_f64(chance.clamp(0.0, 1.0))
+    }
+
+    /// Something held for `span`.
+    pub(super) fn held(&mut self, span: Duration) {
+        if span >= SETTLED {
+            self.failures = 0;
+        }
+    }
+}
+
+/// Dispatches the collector was told it may send and has not sent.
+#[derive(Debug)]
+pub(super) struct Grants(u32);
+
+impl Grants {
+    /// As the Hello said.
+    pub(super) fn new(granted: u32) -> Self {
+        Self(granted)
+    }
+
+    /// One came.
+    pub(super) fn used(&mut self) {
+        self.0 = self.0.saturating_sub(1);
+    }
+
+    /// How many more to grant now that the agent has room for `room`.
+    pub(super) fn top_up(&mut self, room: u32) -> Option<u32> {
+        let more = room.saturating_sub(self.0);
+        self.0 += more;
+        (more > 0).then_some(more)
+    }
+}
+
+/// Bytes sent and not yet committed, against what the collector allows.
+#[derive(Debug)]
+pub(super) struct Window {
+    credit: u64,
+    in_flight: u64,
+    batches: VecDeque<(u64, u64)>,
+}
+
+impl Window {
+    /// Nothing sent, `credit` bytes allowed.
+    pub(super) fn new(credit: u64) -> Self {
+        Self {
+            credit,
+            in_flight: 0,
+            batches: VecDeque::new(),
+        }
+    }
+
+    /// How many bytes may be sent now.
+    pub(super) fn room(&self) -> u64 {
+        self.credit.saturating_sub(self.in_flight)
+    }
+
+    /// A batch whose last record is `seq` was sent.
+    pub(super) fn sent(&mut self, seq: u64, bytes: u64) {
+        self.in_flight = self.in_flight.saturating_add(bytes);
+        self.batches.push_back((seq, bytes));
+    }
+
+    /// Everything up to `seq` is committed, and the credit is this.
+    pub(super) fn acked(&mut self, seq: u64, credit: u64) {
+        while let Some((last, bytes)) = self.batches.front().copied() {
+            if last > seq {
+                break;
+            }
+            self.in_flight = self.in_flight.saturating_sub(bytes);
+            self.batches.pop_front();
+        }
+        self.credit = credit;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_jitter_and_fall_back() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.failed(Duration::ZERO, 0.0), Duration::ZERO);
+        assert_eq!(backoff.failed(Duration::ZERO, 1.0), 2 * FIRST);
+        for _ in 0..100 {
+            assert!(backoff.failed(Duration::ZERO, 1.0) <= MOST);
+        }
+        assert_eq!(backoff.failed(Duration::ZERO, 0.5), MOST / 2);
+        assert_eq!(
+            backoff.failed(Duration::from_secs(5), 0.0),
+            Duration::from_secs(5)
+        );
+        assert_eq!(backoff.failed(Duration::MAX, 0.0), PATIENCE);
+        backoff.held(Duration::from_secs(1));
+        assert_eq!(backoff.failed(Duration::ZERO, 1.0), MOST);
+        backoff.held(SETTLED);
+        assert_eq!(backoff.failed(Duration::ZERO, 1.0), FIRST);
+    }
+
+    #[test]
+    fn grants_never_exceed_the_room() {
+        let mut grants = Grants::new(4);
+        assert_eq!(grants.top_up(4), None);
+        grants.used();
+        assert_eq!(grants.top_up(3), None, "it runs");
+        assert_eq!(grants.top_up(4), Some(1), "it ended");
+        for _ in 0..9 {
+            grants.used();
+        }
+        assert_eq!(grants.top_up(2), Some(2));
+    }
+
+    #[test]
+    fn the_window_closes_and_opens() {
+        let mut window = Window::new(100);
+        window.sent(3, 60);
+        window.sent(5, 70);
+        assert_eq!(window.room(), 0);
+        window.acked(4, 100);
+        assert_eq!(window.room(), 30);
+        window.acked(5, 10);
+        assert_eq!(window.room(), 10);
+    }
+}

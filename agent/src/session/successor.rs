@@ -1,0 +1,112 @@
+//! The session after this one, opened while this one still works: with a renewed certificate, or over
+//! QUIC again where it did not come through before.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use nexus_pki::certificate::Serial;
+use nexus_runtime::errors;
+use nexus_transport::{Channel, Dialer, Mode, TransportKind};
+
+use super::{
+    Surroundings,
+    open::{self, Open},
+};
+use crate::identity::{RenewalClock, renew};
+
+/// The first look whether QUIC comes through by now.
+const UPGRADE_FIRST: Duration = Duration::from_secs(30);
+/// Looks become as rare as this.
+const UPGRADE_RARELY: Duration = Duration::from_secs(600);
+/// Between tries to renew, or to use what was renewed.
+const RENEW_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// How collectors are reached.
+pub(super) struct Dial {
+    pub(super) dialer: Dialer,
+    pub(super) mode: Mode,
+}
+
+/// Resolves with the next session when there is a reason for one and it is open.
+pub(super) async fn prepare(
+    around: &Surroundings,
+    dial: &Dial,
+    transport: TransportKind,
+    serial: &Serial,
+    channel: &Channel,
+    handing_over: &AtomicBool,
+) -> Open {
+    let mut upgrade = UPGRADE_FIRST;
+    let may_upgrade = transport == TransportKind::Tcp && dial.mode == Mode::Auto;
+    loop {
+        let dialer = tokio::select! {
+            () = renewed(around, serial, channel) => dial.dialer.clone(),
+            () = tokio::time::sleep(jittered(upgrade)), if may_upgrade => {
+                upgrade = (upgrade * 2).min(UPGRADE_RARELY);
+                dial.dialer.with_mode(Mode::Quic)
+            }
+        };
+        let connection = match dialer.connect().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::debug!(%error, "no better connection yet");
+                if around.live.current().serial() != serial {
+                    tokio::time::sleep(jittered(RENEW_AGAIN.0)).await;
+                }
+                continue;
+            }
+        };
+        handing_over.store(true, Ordering::Relaxed);
+        match open::open(around, connection).await {
+            Ok(open) => return open,
+            Err(error) => {
+                handing_over.store(false, Ordering::Relaxed);
+                tracing::warn!(error = %errors::chain(&error), "the next session could not be opened");
+                tokio::time::sleep(jittered(RENEW_AGAIN.0)).await;
+            }
+        }
+    }
+}
+
+/// Resolves when the agent holds another certificate than the one this session was opened with.
+async fn renewed(around: &Surroundings, serial: &Serial, channel: &Channel) {
+    let leaf = around.live.current();
+    if leaf.serial() != serial {
+        return;
+    }
+    let due = RenewalClock::of(leaf.not_before(), leaf.not_after(), rand::random());
+    loop {
+        let now = around.clock.now();
+        if !due.is_due(now) {
+            tokio::time::sleep(due.wait(now)).await;
+            continue;
+        }
+        match renew(&around.folder, &around.member, channel.clone()).await {
+            Ok(leaf) => {
+                let expires = leaf.not_after();
+                match around.live.replace(leaf) {
+                    Ok(()) => {
+                        tracing::info!(%expires, "certificate renewed");
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::error!(error = %errors::chain(&error), "the new certificate cannot be used")
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = %errors::chain(&error), "the certificate could not be renewed yet");
+            }
+        }
+        let left = leaf.not_after().since(around.clock.now());
+        let (least, most) = RENEW_AGAIN;
+        tokio::time::sleep(jittered((left / 10).clamp(least, most))).await;
+    }
+}
+
+/// Half to all of it, so that a fleet does not move in step.
+fn jittered(span: Duration) -> Duration {
+    span.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+}

@@ -1,0 +1,113 @@
+//! One lane's way up: spool → batches within the collector's credit → acks → the spool's cursor.
+
+use nexus_proto::{
+    agent::v1::{self as wire, agent_client::AgentClient, upload_frame},
+    ids::{Lane, SessionId},
+};
+use nexus_runtime::errors;
+use nexus_transport::Channel;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{
+    Surroundings,
+    pace::{Backoff, Window},
+};
+
+/// Bytes of records of one batch, one more record at most on top.
+const BATCH_BYTES: u64 = 128 * 1024;
+/// Batches that wait for the stream.
+const FRAMES: usize = 1;
+
+/// Uploads a lane for as long as the session lives. A stream that breaks is begun anew.
+pub(super) async fn run(
+    around: &Surroundings,
+    session: SessionId,
+    lane: Lane,
+    channel: Channel,
+) -> std::convert::Infallible {
+    let mut backoff = Backoff::default();
+    loop {
+        let begun = around.clock.instant();
+        let status = match stream(around, session, lane, channel.clone()).await {
+            Ok(never) => match never {},
+            Err(status) => status,
+        };
+        backoff.held(around.clock.instant().saturating_duration_since(begun));
+        tracing::debug!(%lane, reason = status.message(), "an upload broke off");
+        tokio::time::sleep(backoff.failed(std::time::Duration::ZERO, rand::random())).await;
+    }
+}
+
+async fn stream(
+    around: &Surroundings,
+    session: SessionId,
+    lane: Lane,
+    channel: Channel,
+) -> Result<std::convert::Infallible, Status> {
+    let (frames, outbound) = mpsc::channel(FRAMES);
+    let open = wire::UploadOpen {
+        session_id: session.to_wire(),
+        lane: lane.to_wire().into(),
+    };
+    // There is room for the first frame.
+    frames
+        .send(frame(upload_frame::Kind::Open(open)))
+        .await
+        .ok();
+    let mut client = AgentClient::new(channel);
+    let answer = client.upload(ReceiverStream::new(outbound)).await?;
+    let mut acks = answer.into_inner();
+    let first = next(&mut acks).await?;
+    take(around, lane, first.seq);
+    let mut window = Window::new(first.credit_bytes);
+    let mut records = around.spool.upload(lane, first.seq);
+    let mut all_sent = false;
+    loop {
+        tokio::select! {
+            ack = next(&mut acks) => {
+                let ack = ack?;
+                window.acked(ack.seq, ack.credit_bytes);
+                take(around, lane, ack.seq);
+            }
+            () = around.spool.changed(lane), if all_sent => all_sent = false,
+            place = frames.reserve(), if !all_sent && window.room() > 0 => {
+                let place = place.map_err(|_| Status::unavailable("the stream ended"))?;
+                let room = usize::try_from(window.room().min(BATCH_BYTES)).unwrap_or(1);
+                let batch = records
+                    .next_batch(&around.spool, room)
+                    .map_err(|error| Status::internal(errors::chain(&error).to_string()))?;
+                let Some((last, _)) = batch.last() else {
+                    all_sent = true;
+                    continue;
+                };
+                let bytes: usize = batch.iter().map(|(_, record)| record.len()).sum();
+                window.sent(*last, u64::try_from(bytes).unwrap_or(u64::MAX));
+                let records = batch.into_iter().map(|(_, record)| record).collect();
+                place.send(frame(upload_frame::Kind::Batch(wire::RecordBatch { records })));
+            }
+        }
+    }
+}
+
+async fn next(acks: &mut Streaming<wire::UploadAck>) -> Result<wire::UploadAck, Status> {
+    acks.message()
+        .await?
+        .ok_or_else(|| Status::unavailable("the collector ended the stream"))
+}
+
+/// Lets go of what is committed.
+fn take(around: &Surroundings, lane: Lane, seq: u64) {
+    if let Err(error) = around.spool.ack(lane, seq) {
+        // It is sent again after a restart, and the collector knows it by its seq.
+        tracing::warn!(%lane, error = %errors::chain(&error), "an ack cannot be stored");
+    }
+    if lane == Lane::Results {
+        around.runs.acked(seq);
+    }
+}
+
+fn frame(kind: upload_frame::Kind) -> wire::UploadFrame {
+    wire::UploadFrame { kind: Some(kind) }
+}
