@@ -122,12 +122,13 @@ impl Keeper {
         loop {
             let connected = tokio::select! {
                 () = stop.cancelled() => return,
-                connected = self.connect(&dial, &addresses) => connected,
+                // On the heap, for as long as they last: the loop itself stays small.
+                connected = Box::pin(self.connect(&dial, &addresses)) => connected,
             };
             let retry_after = match connected {
                 Ok(open) => {
                     let begun = open.since;
-                    let end = self.hold(open, &mut addresses, &dial, &stop).await;
+                    let end = Box::pin(self.hold(open, &mut addresses, &dial, &stop)).await;
                     backoff.held(self.around.clock.instant().saturating_duration_since(begun));
                     match end {
                         End::Stopped => return,

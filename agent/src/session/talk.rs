@@ -55,7 +55,7 @@ pub(super) async fn talk(
         &open.connection.channel,
         &handing_over,
     );
-    let mut next = pin!(next);
+    let mut next = Box::pin(next);
     let mut closed = pin!(open.connection.closed());
     let mut control = Control {
         around,

@@ -140,6 +140,9 @@ impl Tasks {
     {
         let entry = self.enter(name);
         let id = entry.id;
+        // Boxed first: on its way through the runtime a future is copied from frame to frame, and a large one
+        // would make the stack grow for good.
+        let task = Box::pin(task);
         let handle = spawn_detached(name, async move {
             let _entry = entry;
             task.await
