@@ -5,6 +5,12 @@
 #[path = "e2e/command_line.rs"]
 mod command_line;
 #[cfg(test)]
+#[path = "e2e/jobs.rs"]
+mod jobs;
+#[cfg(test)]
+#[path = "e2e/nodes.rs"]
+mod nodes;
+#[cfg(test)]
 #[path = "e2e/operators.rs"]
 mod operators;
 #[cfg(test)]
