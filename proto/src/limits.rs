@@ -8,10 +8,11 @@ pub const PREFACE_BYTES: usize = 16 * 1024;
 pub const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Concurrent bidirectional QUIC streams (calls) of one connection.
 pub const STREAMS: u32 = 8;
-/// A connection without traffic ends after this; both sides send keep-alives well before.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Interval of transport keep-alives.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(25);
+/// A connection without traffic ends after this, so that a node that died without a word shows as gone; both sides
+/// send keep-alives well before.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval of transport keep-alives: that of reports, which make most of them unnecessary.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A handshake that takes longer is given up.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -5,6 +5,9 @@
 #[path = "e2e/command_line.rs"]
 mod command_line;
 #[cfg(test)]
+#[path = "e2e/demo.rs"]
+mod demo;
+#[cfg(test)]
 #[path = "e2e/jobs.rs"]
 mod jobs;
 #[cfg(test)]
