@@ -11,8 +11,10 @@ pub const STREAMS: u32 = 8;
 /// A connection without traffic ends after this, so that a node that died without a word shows as gone; both sides
 /// send keep-alives well before.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Interval of transport keep-alives: that of reports, which make most of them unnecessary.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Interval of QUIC's keep-alives: how soon an agent can notice that UDP no longer comes through.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Interval of HTTP/2's pings; a broken TCP connection mostly tells by itself.
+pub const PING: Duration = Duration::from_secs(15);
 /// A handshake that takes longer is given up.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 

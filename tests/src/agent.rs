@@ -16,6 +16,7 @@ pub struct Agent {
     dir: PathBuf,
     name: String,
     settings: Vec<String>,
+    namespace: Option<String>,
     process: Option<Process>,
 }
 
@@ -27,8 +28,16 @@ impl Agent {
             dir: dir.join(name),
             name: name.to_owned(),
             settings: settings.iter().map(|text| (*text).to_owned()).collect(),
+            namespace: None,
             process: None,
         }
+    }
+
+    /// Runs it within a network namespace.
+    #[must_use]
+    pub fn within(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
     }
 
     /// Replaces a setting from the next start on.
@@ -43,7 +52,8 @@ impl Agent {
     pub async fn command(&self) -> Outcome<Command> {
         let config = self.dir.with_extension("toml");
         std::fs::write(&config, "").map_err(Fault::io("configuration"))?;
-        let mut command = Programs::built().await?.command("nexus-agent");
+        let programs = Programs::built().await?;
+        let mut command = programs.command_within("nexus-agent", self.namespace.as_deref());
         command.arg("--config").arg(config);
         command.arg("--state-dir").arg(&self.dir);
         command.arg("--set").arg(format!("name={}", self.name));

@@ -18,9 +18,28 @@ use crate::{
 /// To bind all ports.
 const START: Duration = Duration::from_secs(30);
 
+/// Where a collector listens.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// A network namespace.
+    pub namespace: Option<String>,
+    /// The address.
+    pub host: String,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            namespace: None,
+            host: "127.0.0.1".to_owned(),
+        }
+    }
+}
+
 /// A collector, running or stopped.
 #[derive(Debug)]
 pub struct Collector {
+    place: Place,
     dir: PathBuf,
     settings: Vec<String>,
     process: Option<Process>,
@@ -42,7 +61,13 @@ pub struct Endpoints {
 impl Collector {
     /// Makes a new one in `dir` and starts it. `settings` are `KEY=VALUE`.
     pub async fn create(dir: &Path, settings: &[&str]) -> Outcome<Self> {
+        Self::create_at(Place::default(), dir, settings).await
+    }
+
+    /// The same elsewhere than on loopback.
+    pub async fn create_at(place: Place, dir: &Path, settings: &[&str]) -> Outcome<Self> {
         let mut collector = Self {
+            place,
             dir: dir.join("collector"),
             settings: settings.iter().map(|text| (*text).to_owned()).collect(),
             process: None,
@@ -62,7 +87,10 @@ impl Collector {
 
     /// The program with this collector's state folder and settings.
     pub async fn command(&self) -> Outcome<Command> {
-        let mut command = Programs::built().await?.command("nexus-collector");
+        let programs = Programs::built().await?;
+        let namespace = self.place.namespace.as_deref();
+        let mut command = programs.command_within("nexus-collector", namespace);
+        let free = format!("{}:0", self.place.host);
         command.arg("--config").arg(self.dir.with_extension("toml"));
         command.arg("--state-dir").arg(&self.dir);
         for (key, known) in [
@@ -70,11 +98,7 @@ impl Collector {
             ("operators.listen", &self.endpoints.operators),
             ("metrics.listen", &self.endpoints.metrics),
         ] {
-            let address = if known.is_empty() {
-                "127.0.0.1:0"
-            } else {
-                known
-            };
+            let address = if known.is_empty() { &free } else { known };
             command.arg("--set").arg(format!("{key}={address}"));
         }
         for setting in &self.settings {
@@ -124,6 +148,12 @@ impl Collector {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Where it is reached.

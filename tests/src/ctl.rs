@@ -18,6 +18,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Ctl {
     config: PathBuf,
+    namespace: Option<String>,
 }
 
 /// How a command ended.
@@ -37,12 +38,14 @@ impl Ctl {
     pub fn new(dir: &Path) -> Self {
         Self {
             config: dir.join("client.toml"),
+            namespace: None,
         }
     }
 
     /// Logged in with the code of the collector's `init`.
     pub async fn logged_in(dir: &Path, collector: &Collector) -> Outcome<Self> {
-        let ctl = Self::new(dir);
+        let mut ctl = Self::new(dir);
+        ctl.namespace.clone_from(&collector.place().namespace);
         let address = &collector.endpoints().operators;
         ctl.ok(&["login", collector.code(), "--address", address])
             .await?;
@@ -56,7 +59,8 @@ impl Ctl {
 
     /// Runs it with something on standard input.
     pub async fn run_with(&self, args: &[&str], input: &[u8]) -> Outcome<Said> {
-        let mut command = Programs::built().await?.command("nexusctl");
+        let programs = Programs::built().await?;
+        let mut command = programs.command_within("nexusctl", self.namespace.as_deref());
         command.env("NEXUSCTL_CONFIG", &self.config).args(args);
         Ok(Said::of(&process::run(&mut command, input).await?))
     }

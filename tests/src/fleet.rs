@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::{
     agent::Agent,
-    collector::Collector,
+    collector::{Collector, Place},
     ctl::{Ctl, Said},
     fault::{Fault, Outcome},
     poll,
@@ -31,8 +31,13 @@ pub struct Fleet {
 impl Fleet {
     /// A collector and an operator.
     pub async fn new(settings: &[&str]) -> Outcome<Self> {
+        Self::new_at(Place::default(), settings).await
+    }
+
+    /// The same with a collector that listens there.
+    pub async fn new_at(place: Place, settings: &[&str]) -> Outcome<Self> {
         let dir = tempfile::tempdir().map_err(Fault::io("make a folder"))?;
-        let collector = Collector::create(dir.path(), settings).await?;
+        let collector = Collector::create_at(place, dir.path(), settings).await?;
         let ctl = Ctl::logged_in(dir.path(), &collector).await?;
         Ok(Self {
             collector,
@@ -76,8 +81,13 @@ impl Fleet {
 
     /// Enrols and starts an agent.
     pub async fn add(&mut self, name: &str, settings: &[&str]) -> Outcome<&mut Agent> {
+        let agent = Agent::new(self.dir.path(), name, settings);
+        self.join(agent).await
+    }
+
+    /// Enrols and starts this agent.
+    pub async fn join(&mut self, mut agent: Agent) -> Outcome<&mut Agent> {
         let token = self.token(&[]).await?;
-        let mut agent = Agent::new(self.dir.path(), name, settings);
         agent.enroll(&token).await?;
         agent.start().await?;
         self.agents.push(agent);

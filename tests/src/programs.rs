@@ -23,7 +23,21 @@ impl Programs {
     /// A program by name, with none of our settings from the caller's environment.
     #[must_use]
     pub fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.folder.join(name));
+        self.command_within(name, None)
+    }
+
+    /// The same within a network namespace.
+    #[must_use]
+    pub fn command_within(&self, name: &str, namespace: Option<&str>) -> Command {
+        let program = self.folder.join(name);
+        let mut command = match namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program);
+                command
+            }
+        };
         for (variable, _) in std::env::vars_os() {
             let text = variable.to_string_lossy();
             if text.starts_with("NEXUS") || text == "NOTIFY_SOCKET" {

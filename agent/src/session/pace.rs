@@ -1,6 +1,9 @@
 //! How often to reconnect, how much to send, how many jobs to take: arithmetic without clock or chance.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 /// The first wait lies between nothing and this.
 const FIRST: Duration = Duration::from_secs(1);
@@ -30,6 +33,34 @@ impl Backoff {
         if span >= SETTLED {
             self.failures = 0;
         }
+    }
+}
+
+/// No answer for this long after something was said: the path is dead, or as good as that.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// Whether what is said on a connection is still answered: every answer moves the estimate of the round trip.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    rtt: Duration,
+    asked: u64,
+    unanswered_since: Option<Instant>,
+}
+
+impl Pulse {
+    /// Looks once more; true when the path has been silent for too long. `asked` counts what wants an answer.
+    pub(super) fn is_silent(&mut self, rtt: Duration, asked: u64, now: Instant) -> bool {
+        if rtt != self.rtt {
+            *self = Self {
+                rtt,
+                asked,
+                unanswered_since: None,
+            };
+        } else if asked > self.asked && self.unanswered_since.is_none() {
+            self.unanswered_since = Some(now);
+        }
+        self.unanswered_since
+            .is_some_and(|since| now.saturating_duration_since(since) >= SILENCE)
     }
 }
 
@@ -120,6 +151,24 @@ mod tests {
         assert_eq!(backoff.failed(Duration::ZERO, 1.0), MOST);
         backoff.held(SETTLED);
         assert_eq!(backoff.failed(Duration::ZERO, 1.0), FIRST);
+    }
+
+    #[test]
+    fn a_path_is_silent_when_it_does_not_answer() {
+        let start = nexus_runtime::clock::Clock::system().instant();
+        let mut pulse = Pulse::default();
+        let mut silent = |rtt_ms, asked, seconds| {
+            let now = start + Duration::from_secs(seconds);
+            pulse.is_silent(Duration::from_millis(rtt_ms), asked, now)
+        };
+        assert!(!silent(10, 5, 0));
+        assert!(!silent(10, 5, 60), "nothing was said");
+        assert!(!silent(10, 6, 61));
+        assert!(!silent(11, 6, 62), "it was answered");
+        assert!(!silent(11, 7, 63));
+        assert!(!silent(11, 9, 65));
+        assert!(silent(11, 9, 66));
+        assert!(!silent(12, 9, 67), "it came back");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The session after this one, opened while this one still works: with a renewed certificate, or over
-//! QUIC again where it did not come through before.
+//! The session after this one, opened while this one lasts: with a renewed certificate, over QUIC again where
+//! it did not come through before, or over TCP where it stopped coming through.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -8,11 +8,12 @@ use std::{
 
 use nexus_pki::certificate::Serial;
 use nexus_runtime::errors;
-use nexus_transport::{Channel, Dialer, Mode, TransportKind};
+use nexus_transport::{Channel, Connection, Dialer, Mode, TransportKind};
 
 use super::{
     Surroundings,
     open::{self, Open},
+    pace::Pulse,
 };
 use crate::identity::{RenewalClock, renew};
 
@@ -20,6 +21,8 @@ use crate::identity::{RenewalClock, renew};
 const UPGRADE_FIRST: Duration = Duration::from_secs(30);
 /// Looks become as rare as this.
 const UPGRADE_RARELY: Duration = Duration::from_secs(600);
+/// Between two looks whether the collector still answers.
+const LOOK: Duration = Duration::from_secs(1);
 /// Between tries to renew, or to use what was renewed.
 const RENEW_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
@@ -33,33 +36,46 @@ pub(super) struct Dial {
 pub(super) async fn prepare(
     around: &Surroundings,
     dial: &Dial,
-    transport: TransportKind,
+    connection: &Connection,
     serial: &Serial,
-    channel: &Channel,
     handing_over: &AtomicBool,
 ) -> Open {
     let mut upgrade = UPGRADE_FIRST;
-    let may_upgrade = transport == TransportKind::Tcp && dial.mode == Mode::Auto;
+    let auto = dial.mode == Mode::Auto;
+    let over_tcp = connection.transport == TransportKind::Tcp;
+    let mut pulse = Pulse::default();
     loop {
-        let dialer = tokio::select! {
-            () = renewed(around, serial, channel) => dial.dialer.clone(),
-            () = tokio::time::sleep(jittered(upgrade)), if may_upgrade => {
+        let (dialer, silent) = tokio::select! {
+            () = renewed(around, serial, &connection.channel) => (dial.dialer.clone(), false),
+            () = tokio::time::sleep(jittered(upgrade)), if auto && over_tcp => {
                 upgrade = (upgrade * 2).min(UPGRADE_RARELY);
-                dial.dialer.with_mode(Mode::Quic)
+                (dial.dialer.with_mode(Mode::Quic), false)
+            }
+            () = silence(around, connection, &mut pulse), if auto && !over_tcp => {
+                tracing::debug!("the collector does not answer over QUIC, trying TCP");
+                (dial.dialer.with_mode(Mode::Tcp), true)
             }
         };
-        let connection = match dialer.connect().await {
-            Ok(connection) => connection,
+        let next = match dialer.connect().await {
+            Ok(next) => next,
             Err(error) => {
                 tracing::debug!(%error, "no better connection yet");
-                if around.live.current().serial() != serial {
+                if silent || around.live.current().serial() != serial {
                     tokio::time::sleep(jittered(RENEW_AGAIN.0)).await;
                 }
                 continue;
             }
         };
+        if silent {
+            if !is_silent(around, connection, &mut pulse) {
+                // It was slow, not gone.
+                next.close("QUIC answers again");
+                continue;
+            }
+            dial.dialer.note_udp_blocked();
+        }
         handing_over.store(true, Ordering::Relaxed);
-        match open::open(around, connection).await {
+        match open::open(around, next).await {
             Ok(open) => return open,
             Err(error) => {
                 handing_over.store(false, Ordering::Relaxed);
@@ -68,6 +84,19 @@ pub(super) async fn prepare(
             }
         }
     }
+}
+
+/// Resolves when the collector no longer answers on this connection.
+async fn silence(around: &Surroundings, connection: &Connection, pulse: &mut Pulse) {
+    while !is_silent(around, connection, pulse) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn is_silent(around: &Surroundings, connection: &Connection, pulse: &mut Pulse) -> bool {
+    connection
+        .pulse()
+        .is_some_and(|(rtt, asked)| pulse.is_silent(rtt, asked, around.clock.instant()))
 }
 
 /// Resolves when the agent holds another certificate than the one this session was opened with.

@@ -47,14 +47,7 @@ pub(super) async fn talk(
     let mut inventory = pin!(lane(Lane::Inventory));
     let mut metrics = pin!(lane(Lane::Metrics));
     let handing_over = AtomicBool::new(false);
-    let next = successor::prepare(
-        around,
-        dial,
-        open.connection.transport,
-        &open.serial,
-        &open.connection.channel,
-        &handing_over,
-    );
+    let next = successor::prepare(around, dial, &open.connection, &open.serial, &handing_over);
     let mut next = Box::pin(next);
     let mut closed = pin!(open.connection.closed());
     let mut control = Control {

@@ -86,7 +86,7 @@ pub(crate) async fn operator_connect(
         })?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .keep_alive_interval(limits::KEEP_ALIVE)
+        .keep_alive_interval(limits::PING)
         .keep_alive_timeout(limits::HANDSHAKE_TIMEOUT)
         .keep_alive_while_idle(true)
         .handshake(TokioIo::new(stream))

@@ -188,6 +188,21 @@ impl Connection {
         }
     }
 
+    /// On QUIC, the estimate of the round trip, and how many frames were sent that want an acknowledgement. Each
+    /// one that acknowledges something new moves the estimate (RFC 9002, section 5.1), so frames that count on
+    /// while it stands still are how a path shows that died in one direction or both.
+    #[must_use]
+    pub fn pulse(&self) -> Option<(Duration, u64)> {
+        match &self.end {
+            End::Quic(connection) => {
+                let stats = connection.stats();
+                let asked = stats.frame_tx.ping + stats.frame_tx.stream;
+                Some((stats.path.rtt, asked))
+            }
+            End::Tcp { .. } => None,
+        }
+    }
+
     /// Waits until the connection has ended; why. The future outlives the connection's handle.
     pub fn closed(&self) -> impl Future<Output = Closed> + Send + 'static {
         let end = match &self.end {
@@ -283,6 +298,11 @@ impl Dialer {
             addresses,
             ..self.clone()
         }
+    }
+
+    /// Remembers that UDP stopped coming through.
+    pub fn note_udp_blocked(&self) {
+        self.udp_blocked.store(true, Ordering::Relaxed);
     }
 
     /// Whether TCP was taken last because QUIC did not come through. QUIC then gets no head start.

@@ -65,7 +65,7 @@ pub(crate) async fn serve<S: CallService>(
     });
     let serving = hyper::server::conn::http2::Builder::new(Spawner)
         .timer(TokioTimer::new())
-        .keep_alive_interval(limits::KEEP_ALIVE)
+        .keep_alive_interval(limits::PING)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .max_concurrent_streams(limits.calls)
         .max_header_list_size(HEADER_BYTES)
@@ -140,7 +140,7 @@ pub(crate) async fn start(
     };
     let (sender, connection) = hyper::client::conn::http2::Builder::new(Spawner)
         .timer(TokioTimer::new())
-        .keep_alive_interval(limits::KEEP_ALIVE)
+        .keep_alive_interval(limits::PING)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .max_header_list_size(HEADER_BYTES)

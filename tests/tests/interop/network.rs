@@ -1,0 +1,168 @@
+//! Networks that fail, in namespaces of their own: a collector in one, an agent in the other, a cable between.
+
+use std::{process::Command, time::Duration};
+
+use nexus_tests::{
+    agent::Agent,
+    collector::Place,
+    fleet::{Fleet, SOON},
+    poll,
+};
+
+/// How soon a session is to go on over TCP.
+const FALLBACK: Duration = Duration::from_secs(10);
+
+struct Cable {
+    here: String,
+    there: String,
+}
+
+impl Cable {
+    /// `number` tells the cables of one test run apart.
+    fn new(number: u32) -> Self {
+        let id = std::process::id() % 10_000 * 10 + number;
+        let cable = Self {
+            here: format!("nxc{id}"),
+            there: format!("nxa{id}"),
+        };
+        let (here, there) = (&cable.here, &cable.there);
+        for line in [
+            format!("netns add {here}"),
+            format!("netns add {there}"),
+            format!("-n {here} link add cable type veth peer name cable netns {there}"),
+            format!("-n {here} addr add 10.77.0.1/24 dev cable"),
+            format!("-n {there} addr add 10.77.0.2/24 dev cable"),
+            format!("-n {here} link set cable up"),
+            format!("-n {there} link set cable up"),
+            format!("-n {here} link set lo up"),
+            format!("-n {there} link set lo up"),
+        ] {
+            succeeds(Command::new("ip").args(line.split(' ')));
+        }
+        cable
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            namespace: Some(self.here.clone()),
+            host: "10.77.0.1".to_owned(),
+        }
+    }
+
+    /// No UDP leaves the agent's side from now on, or it does again.
+    fn block_udp(&self, block: bool) {
+        let rules: &[&str] = if block {
+            &[
+                "add table inet cut",
+                "add chain inet cut out { type filter hook output priority 0 ; }",
+                "add rule inet cut out oifname cable meta l4proto udp drop",
+            ]
+        } else {
+            &["delete table inet cut"]
+        };
+        for rule in rules {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &self.there, "nft"]);
+            succeeds(command.args(rule.split(' ')));
+        }
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for namespace in [&self.here, &self.there] {
+            // What is left of the cable goes with them.
+            drop(
+                Command::new("ip")
+                    .args(["netns", "del", namespace])
+                    .status(),
+            );
+        }
+    }
+}
+
+fn succeeds(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+async fn on(fleet: &Fleet, transport: &str, within: Duration) {
+    let what = format!("a session over {transport}");
+    let wait = poll::until_ok(&what, within, || async {
+        let node = fleet
+            .node("alpha")
+            .await
+            .map_err(|fault| fault.to_string())?;
+        let there = node["state"] == "connected" && node["transport"] == transport;
+        if there { Ok(()) } else { Err(node.to_string()) }
+    });
+    let waited = wait.await;
+    waited
+        .map_err(|fault| format!("{fault}\n{}", fleet.agents[0].log_text()))
+        .unwrap();
+}
+
+/// Nothing is missing: every reading is there, in order, and no gap was reported.
+async fn nothing_lost(fleet: &Fleet) {
+    let gaps = fleet.query("SELECT * FROM gaps").await.unwrap();
+    assert!(gaps.is_empty(), "{gaps:?}");
+    let sql = "SELECT value FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds' ORDER BY time";
+    let rows = fleet.query(sql).await.unwrap();
+    let times: Vec<f64> = rows
+        .iter()
+        .map(|row| row["value"].as_f64().unwrap())
+        .collect();
+    for pair in times.windows(2) {
+        assert!((0.5..1.9).contains(&(pair[1] - pair[0])), "{times:?}");
+    }
+    assert!(times.len() > 10, "{times:?}");
+}
+
+#[tokio::test]
+async fn without_udp_sessions_use_tcp_and_return_to_quic() {
+    let cable = Cable::new(1);
+    let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
+    cable.block_udp(true);
+    let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
+    fleet.join(agent).await.unwrap();
+    on(&fleet, "tcp", FALLBACK).await;
+    cable.block_udp(false);
+    on(&fleet, "quic", SOON).await;
+    nothing_lost(&fleet).await;
+}
+
+#[tokio::test]
+async fn udp_that_stops_in_mid_session_costs_seconds_and_nothing_else() {
+    let cable = Cable::new(2);
+    let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
+    let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
+    fleet.join(agent).await.unwrap();
+    on(&fleet, "quic", SOON).await;
+    cable.block_udp(true);
+    on(&fleet, "tcp", FALLBACK).await;
+    let (said, document) = fleet
+        .job(&["--all"], &["echo", "still here"])
+        .await
+        .unwrap();
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(document["runs"][0]["stdout"], "still here\n", "{document}");
+    cable.block_udp(false);
+    on(&fleet, "quic", SOON).await;
+    nothing_lost(&fleet).await;
+}
+
+#[tokio::test]
+async fn an_idle_agent_notices_too() {
+    let cable = Cable::new(3);
+    let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
+    // Nothing to send for as long as the test lasts.
+    let agent = Agent::new(fleet.dir(), "alpha", &["interval=10m"]).within(&cable.there);
+    fleet.join(agent).await.unwrap();
+    on(&fleet, "quic", SOON).await;
+    fleet
+        .eventually("SELECT * FROM packages LIMIT 1", |rows| !rows.is_empty())
+        .await
+        .unwrap();
+    cable.block_udp(true);
+    on(&fleet, "tcp", FALLBACK).await;
+}
