@@ -5,7 +5,12 @@
 //! next start. A second signal ends the process at once; children of the runs end with it, since the next
 //! start kills what is left before it reports.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use nexus_pki::{files, tls::LiveLeaf};
 use nexus_proto::{
@@ -195,6 +200,7 @@ impl Parts {
             folder,
             member,
             live,
+            obtained: Mutex::new(None),
             spool: Arc::clone(&spool),
             runs: runs.clone(),
             wanted: Arc::clone(&wanted),

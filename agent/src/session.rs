@@ -10,10 +10,14 @@ mod successor;
 mod talk;
 mod upload;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use nexus_pki::{
     admission::Admission,
+    leaf::Leaf,
     tls::{self, Alpn, KeyExchange, LiveLeaf, TlsError},
 };
 use nexus_proto::agent::v1::{GoodbyeReason, NodeFacts};
@@ -47,6 +51,8 @@ pub struct Surroundings {
     pub member: Member,
     /// The certificate in use.
     pub live: LiveLeaf,
+    /// When it was obtained, if that was while this program ran.
+    pub obtained: Mutex<Option<Instant>>,
     /// What is sent.
     pub spool: Arc<Spool>,
     /// What runs.
@@ -59,6 +65,20 @@ pub struct Surroundings {
     pub boot_id: String,
     /// The time.
     pub clock: Clock,
+}
+
+impl Surroundings {
+    fn obtained(&self) -> Option<Instant> {
+        *self.obtained.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses a new certificate from the next handshake on.
+    fn take(&self, leaf: Leaf) -> Result<(), TlsError> {
+        self.live.replace(leaf)?;
+        let mut obtained = self.obtained.lock().unwrap_or_else(PoisonError::into_inner);
+        *obtained = Some(self.clock.instant());
+        Ok(())
+    }
 }
 
 /// How to reach collectors.
@@ -207,8 +227,7 @@ impl Keeper {
             .await?;
             tracing::info!(expires = %leaf.not_after(), "certificate renewed");
             around
-                .live
-                .replace(leaf)
+                .take(leaf)
                 .map_err(crate::identity::IdentityError::from)?;
         }
         let connection = dial.dialer.connect().await?;

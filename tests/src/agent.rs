@@ -17,6 +17,7 @@ pub struct Agent {
     name: String,
     settings: Vec<String>,
     namespace: Option<String>,
+    env: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -29,6 +30,7 @@ impl Agent {
             name: name.to_owned(),
             settings: settings.iter().map(|text| (*text).to_owned()).collect(),
             namespace: None,
+            env: Vec::new(),
             process: None,
         }
     }
@@ -37,6 +39,13 @@ impl Agent {
     #[must_use]
     pub fn within(mut self, namespace: &str) -> Self {
         self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// Gives it a variable of the environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -54,6 +63,7 @@ impl Agent {
         std::fs::write(&config, "").map_err(Fault::io("configuration"))?;
         let programs = Programs::built().await?;
         let mut command = programs.command_within("nexus-agent", self.namespace.as_deref());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.arg("--config").arg(config);
         command.arg("--state-dir").arg(&self.dir);
         command.arg("--set").arg(format!("name={}", self.name));

@@ -1,6 +1,6 @@
 //! A new key and certificate for the same node: at half of the old one's life, or after it ran out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nexus_pki::{
     certificate::Root,
@@ -26,33 +26,39 @@ use super::{
 /// When a certificate is to be renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RenewalClock {
-    /// At this time.
-    pub due: Timestamp,
+    /// By the wall clock.
+    due: Timestamp,
+    /// Not before this, by the monotonic one.
+    rest: Option<Instant>,
 }
 
 impl RenewalClock {
     /// Half of its life, give or take a tenth of that, by `chance` (0 to 1), so that a fleet that was enrolled at
-    /// once does not renew at once.
+    /// once does not renew at once. One that was `obtained` while this program ran rests for a quarter of its life
+    /// first: a clock that is hours ahead makes every certificate look old.
     #[must_use]
-    pub fn of(not_before: Timestamp, not_after: Timestamp, chance: f64) -> Self {
+    pub fn of(
+        not_before: Timestamp,
+        not_after: Timestamp,
+        obtained: Option<Instant>,
+        chance: f64,
+    ) -> Self {
         let life = not_after.since(not_before);
         Self {
             due: not_before.after(life.mul_f64(0.45 + 0.1 * chance.clamp(0.0, 1.0))),
+            rest: obtained.and_then(|at| at.checked_add(life / 4)),
         }
     }
 
-    /// Whether it is time.
+    /// How long to wait before looking again, `None` when it is time. A step of the wall clock is noticed within
+    /// a minute.
     #[must_use]
-    pub fn is_due(&self, now: Timestamp) -> bool {
-        now >= self.due
-    }
-
-    /// How long to wait before looking again: a step of the wall clock is noticed within a minute.
-    #[must_use]
-    pub fn wait(&self, now: Timestamp) -> Duration {
-        self.due
-            .since(now)
-            .clamp(Duration::from_secs(1), Duration::from_secs(60))
+    pub fn wait(&self, now: Timestamp, instant: Instant) -> Option<Duration> {
+        let rest = self.rest.map_or(Duration::ZERO, |rest| {
+            rest.saturating_duration_since(instant)
+        });
+        let left = self.due.since(now).max(rest);
+        (!left.is_zero()).then(|| left.clamp(Duration::from_secs(1), Duration::from_secs(60)))
     }
 }
 

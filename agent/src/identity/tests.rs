@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use nexus_proto::{limits, time::Timestamp};
 
 use super::*;
@@ -43,17 +45,26 @@ fn a_damaged_counter_is_no_new_beginning() {
 fn renewal_is_due_around_half_of_the_life() {
     let begin = Timestamp(1_700_000_000_000);
     let end = begin.after(limits::LEAF_LIFE);
-    let hours = |chance| {
-        RenewalClock::of(begin, end, chance)
-            .due
-            .since(begin)
-            .as_secs_f64()
-            / 3600.0
+    let instant = nexus_runtime::clock::Clock::system().instant();
+    let due = |chance, hours: u32| {
+        let now = begin.after(hours * Duration::from_secs(3600));
+        RenewalClock::of(begin, end, None, chance)
+            .wait(now, instant)
+            .is_none()
     };
-    assert!((hours(0.0) - 10.8).abs() < 0.01);
-    assert!((hours(1.0) - 13.2).abs() < 0.01);
-    let clock = RenewalClock::of(begin, end, 0.5);
-    assert!(!clock.is_due(begin));
-    assert!(clock.is_due(end));
-    assert_eq!(clock.wait(begin).as_secs(), 60);
+    assert!(!due(0.0, 10) && due(0.0, 11));
+    assert!(!due(1.0, 13) && due(1.0, 14));
+    let wait = RenewalClock::of(begin, end, None, 0.5).wait(begin, instant);
+    assert_eq!(wait, Some(Duration::from_secs(60)));
+}
+
+#[test]
+fn a_clock_that_runs_ahead_does_not_renew_again_and_again() {
+    let begin = Timestamp(1_700_000_000_000);
+    let end = begin.after(limits::LEAF_LIFE);
+    let instant = nexus_runtime::clock::Clock::system().instant();
+    let clock = RenewalClock::of(begin, end, Some(instant), 0.5);
+    let ahead = begin.after(limits::LEAF_LIFE * 3 / 4);
+    assert!(clock.wait(ahead, instant).is_some());
+    assert_eq!(clock.wait(ahead, instant + limits::LEAF_LIFE / 4), None);
 }

@@ -105,17 +105,22 @@ async fn renewed(around: &Surroundings, serial: &Serial, channel: &Channel) {
     if leaf.serial() != serial {
         return;
     }
-    let due = RenewalClock::of(leaf.not_before(), leaf.not_after(), rand::random());
+    let obtained = around.obtained();
+    let due = RenewalClock::of(
+        leaf.not_before(),
+        leaf.not_after(),
+        obtained,
+        rand::random(),
+    );
     loop {
-        let now = around.clock.now();
-        if !due.is_due(now) {
-            tokio::time::sleep(due.wait(now)).await;
+        if let Some(wait) = due.wait(around.clock.now(), around.clock.instant()) {
+            tokio::time::sleep(wait).await;
             continue;
         }
         match renew(&around.folder, &around.member, channel.clone()).await {
             Ok(leaf) => {
                 let expires = leaf.not_after();
-                match around.live.replace(leaf) {
+                match around.take(leaf) {
                     Ok(()) => {
                         tracing::info!(%expires, "certificate renewed");
                         return;

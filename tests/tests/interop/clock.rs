@@ -1,8 +1,13 @@
-//! Time that passed while nobody looked, made with the faketime program.
+//! Time that passes, and clocks that are set: made with the faketime program and its library.
 
-use std::process::Stdio;
+use std::{fs, path::Path, process::Stdio};
 
-use nexus_tests::{process, programs::Programs};
+use nexus_tests::{
+    agent::Agent,
+    fleet::{Fleet, SOON},
+    poll, process,
+    programs::Programs,
+};
 
 /// Longer than every certificate of a demo lives, shorter than a late renewal may come.
 const AGO: &str = "-2d";
@@ -17,7 +22,7 @@ async fn a_demo_that_lay_for_two_days_is_used_again() {
     first.args(["demo", "--once", "--dir"]).arg(&demo);
     let output = process::run(&mut first, b"").await.unwrap();
     assert!(output.status.success(), "{output:?}");
-    let before = std::fs::read(demo.join("agent-1/identity/identity.pem")).unwrap();
+    let before = fs::read(demo.join("agent-1/identity/identity.pem")).unwrap();
 
     let mut second = Programs::built().await.unwrap().command("nexusctl");
     second.args(["demo", "--once", "--dir"]).arg(&demo);
@@ -25,8 +30,80 @@ async fn a_demo_that_lay_for_two_days_is_used_again() {
     assert!(output.status.success(), "{output:?}");
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(shown.contains("  2d"), "it is the same node: {shown}");
-    let after = std::fs::read(demo.join("agent-1/identity/identity.pem")).unwrap();
+    let after = fs::read(demo.join("agent-1/identity/identity.pem")).unwrap();
     assert_ne!(before, after, "the certificate was reissued");
-    let log = std::fs::read_to_string(demo.join("agent-1.log")).unwrap();
+    let log = fs::read_to_string(demo.join("agent-1.log")).unwrap();
     assert!(log.contains("renewing it with the old key"), "{log}");
+}
+
+/// An agent whose wall clock can be set while it runs.
+fn with_own_clock(fleet: &Fleet, clock: &Path) -> Agent {
+    let listed = std::process::Command::new("dpkg")
+        .args(["-L", "libfaketime"])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let library = listed
+        .lines()
+        .find(|line| line.ends_with("libfaketime.so.1"))
+        .unwrap();
+    fs::write(clock, "+0").unwrap();
+    Agent::new(fleet.dir(), "alpha", &["interval=1s"])
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+}
+
+#[tokio::test]
+async fn at_half_of_its_life_a_certificate_is_renewed_without_a_break() {
+    let mut fleet = Fleet::new(&[]).await.unwrap();
+    let clock = fleet.dir().join("clock");
+    let agent = with_own_clock(&fleet, &clock);
+    fleet.join(agent).await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    let identity = fleet.agents[0].dir().join("identity/identity.pem");
+    let before = fs::read(&identity).unwrap();
+    let go = fleet.dir().join("go");
+    let script = format!(
+        "while [ ! -e {} ]; do sleep 0.1; done; echo done",
+        go.display()
+    );
+    let job = ["run", "--yes", "--all", "--", "sh", "-c", &script];
+    let (said, ()) = tokio::join!(fleet.ctl.run(&job), async {
+        fleet
+            .eventually("SELECT * FROM runs WHERE state = 'running'", |rows| {
+                rows.len() == 1
+            })
+            .await
+            .unwrap();
+        fs::write(&clock, "+13h").unwrap();
+        // A step of the clock is noticed within a minute.
+        poll::until("another certificate", 2 * SOON, || {
+            let renewed = fs::read(&identity).unwrap() != before;
+            std::future::ready(renewed.then_some(()))
+        })
+        .await
+        .unwrap();
+        poll::until("another session", SOON, || {
+            let sessions = fleet.agents[0].log_text().matches("session opened").count();
+            std::future::ready((sessions == 2).then_some(()))
+        })
+        .await
+        .unwrap();
+        fs::write(&go, "").unwrap();
+    });
+    let said = said.unwrap();
+    assert_eq!(
+        (said.code, said.out.as_str()),
+        (0, "alpha: done\n"),
+        "{said:?}"
+    );
+    let log = fleet.agents[0].log_text();
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+    let gaps = fleet.query("SELECT * FROM gaps").await.unwrap();
+    assert!(gaps.is_empty(), "{gaps:?}");
+    let serials = "SELECT count(*) AS n FROM identities WHERE role = 'agent'";
+    let serials = fleet.query(serials).await.unwrap();
+    assert_eq!(serials[0]["n"], 2, "{serials:?}");
 }

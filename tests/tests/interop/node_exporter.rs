@@ -121,16 +121,18 @@ fn read_labels(text: &str) -> Labels {
     let mut labels = Labels::new();
     let mut rest = text;
     while let Some((name, value)) = rest.split_once("=\"") {
-        let mut end = 0;
-        let bytes = value.as_bytes();
-        while bytes[end] != b'"' {
-            end += if bytes[end] == b'\\' { 2 } else { 1 };
-        }
+        let mut escaped = false;
+        let end = value.find(|letter| {
+            let closing = letter == '"' && !escaped;
+            escaped = letter == '\\' && !escaped;
+            closing
+        });
+        let (value, more) = value.split_at(end.unwrap());
         let name = name.trim_start_matches(',').to_owned();
         if !ADDED.contains(&name.as_str()) {
-            labels.insert(name, value[..end].to_owned());
+            labels.insert(name, value.to_owned());
         }
-        rest = &value[end + 1..];
+        rest = more.strip_prefix('"').unwrap();
     }
     labels
 }
