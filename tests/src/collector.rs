@@ -144,6 +144,12 @@ impl Collector {
         }
     }
 
+    /// Its process id while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Process::id)
+    }
+
     /// The state folder.
     #[must_use]
     pub fn dir(&self) -> &Path {

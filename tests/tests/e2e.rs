@@ -17,5 +17,8 @@ mod nodes;
 #[path = "e2e/operators.rs"]
 mod operators;
 #[cfg(test)]
+#[path = "e2e/queries.rs"]
+mod queries;
+#[cfg(test)]
 #[path = "e2e/settings.rs"]
 mod settings;

@@ -15,6 +15,7 @@ use nexus_proto::{
 };
 use nexus_store::{NodeRow, QueryOptions, QueryStream, Store, Value, entry::LabelsSet};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::{
@@ -212,9 +213,11 @@ impl Operators {
     }
 }
 
-/// Sends an answer row by row, in messages of bounded size, as fast as it is read.
+/// Sends an answer row by row, in messages of bounded size, as fast as it is read. The query ends with this:
+/// when nobody waits for it any more, and when the collector ends.
 pub(crate) async fn send_rows(
     mut rows: QueryStream,
+    stop: CancellationToken,
     out: mpsc::Sender<Result<QueryResponse, Status>>,
 ) {
     let columns = std::mem::take(&mut rows.columns);
@@ -225,11 +228,23 @@ pub(crate) async fn send_rows(
     if out.send(Ok(head)).await.is_err() {
         return;
     }
-    while let Some(batch) = rows.next().await {
-        let batch = match batch {
-            Ok(batch) => batch,
-            Err(error) => {
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = out.closed() => return,
+            () = stop.cancelled() => {
+                let status = Status::unavailable("query: the collector is shutting down");
                 // Whoever asked may be gone by now.
+                let _gone = out.send(Err(status)).await;
+                return;
+            }
+            batch = rows.next() => batch,
+        };
+        let batch = match batch {
+            None => break,
+            Some(Ok(batch)) => batch,
+            Some(Err(error)) => {
+                // As above.
                 let _gone = out.send(Err(of_store("query", &error))).await;
                 return;
             }

@@ -155,7 +155,8 @@ impl operator_server::Operator for Service {
     ) -> Result<Response<Self::QueryStream>, Status> {
         let rows = self.0.query(request.into_inner()).await?;
         let (out, stream) = mpsc::channel(MESSAGES);
-        self.feed("query", fleet::send_rows(rows, out));
+        let stop = self.0.tasks.token();
+        self.feed("query", fleet::send_rows(rows, stop, out));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
