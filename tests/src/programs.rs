@@ -57,8 +57,15 @@ impl Programs {
 /// `cargo test` builds the programs only of packages that have integration tests, so this asks for all.
 async fn build() -> Outcome<Programs> {
     let own = std::env::current_exe().map_err(Fault::io("find the test's own program"))?;
+    let beside = own.parent().unwrap_or(&own);
+    if beside.file_name().is_none_or(|name| name != "deps") {
+        // A program of its own measures the programs it was built with.
+        return Ok(Programs {
+            folder: beside.to_owned(),
+        });
+    }
     // TARGET/PROFILE/deps/e2e-HASH
-    let folder = own.parent().and_then(Path::parent);
+    let folder = beside.parent();
     let folder = folder.ok_or_else(|| Fault::new("the test runs outside of a target folder"))?;
     let target = folder.parent().unwrap_or(folder);
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

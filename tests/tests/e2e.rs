@@ -22,3 +22,6 @@ mod queries;
 #[cfg(test)]
 #[path = "e2e/settings.rs"]
 mod settings;
+#[cfg(test)]
+#[path = "e2e/soak.rs"]
+mod soak;

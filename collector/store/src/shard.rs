@@ -23,7 +23,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use crate::{
     StoreError,
     db::Format,
-    entry::{DeadLetter, Entry, Fact, Outcome, Records},
+    entry::{DeadLetter, Entry, Fact, Outcome, Records, SessionsLost},
     log::Log,
     shard::metrics::Metrics,
     watch::Watches,
@@ -106,11 +106,13 @@ impl Shard {
         let node = records.node;
         let before = cursor(db, node, records.incarnation, records.lane)?;
         let mut last = before;
+        let mut new = 0;
         for record in &records.records {
             if record.seq <= last {
                 continue;
             }
             last = record.seq;
+            new += 1;
             self.record(db, time, records, record)?;
         }
         if last > before {
@@ -119,7 +121,7 @@ impl Shard {
                 node.as_bytes(),
                 records.incarnation.as_bytes(),
                 records.lane,
-                last,
+                (last, new),
             )?;
             nodes::seen(db, node, time)?;
         }
@@ -213,6 +215,18 @@ impl Projection for Shard {
         self.metrics.load(db, log, applied)
     }
 
+    fn resume(&self, db: &Connection, now: Timestamp) -> Result<Vec<Entry>, StoreError> {
+        let open = db.query_row(
+            "SELECT EXISTS (SELECT 1 FROM nodes WHERE session IS NOT NULL)",
+            [],
+            |row| row.get(0),
+        )?;
+        let lost = SessionsLost {
+            time_ms: now.as_ms(),
+        };
+        Ok(if open { vec![lost.into()] } else { Vec::new() })
+    }
+
     fn trim(&mut self, db: &Connection, facts: &mut [Entry]) -> Result<(), StoreError> {
         let mut cursors: HashMap<(NodeId, Incarnation, Lane), u64> = HashMap::new();
         for fact in facts {
@@ -283,22 +297,24 @@ fn cursor(
     Ok(seq.map_or(0, |seq| u64::try_from(seq).unwrap_or(0)))
 }
 
+/// Moves a lane on by so many records.
 fn set_cursor(
     db: &Connection,
     node: &[u8],
     incarnation: &[u8],
     lane: Lane,
-    seq: u64,
+    (seq, records): (u64, i64),
 ) -> Result<(), StoreError> {
     db.prepare_cached(
-        "INSERT INTO cursors (node, incarnation, lane, seq) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT DO UPDATE SET seq = max(seq, ?4)",
+        "INSERT INTO cursors (node, incarnation, lane, seq, records) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT DO UPDATE SET seq = max(seq, ?4), records = records + ?5",
     )?
     .execute(params![
         node,
         incarnation,
         i32::from(lane.to_wire()),
-        i64::try_from(seq).unwrap_or(i64::MAX)
+        i64::try_from(seq).unwrap_or(i64::MAX),
+        records
     ])?;
     Ok(())
 }
@@ -328,7 +344,7 @@ fn dead_letter(db: &Connection, letter: &DeadLetter) -> Result<Outcome, StoreErr
     }
     insert_dead_letter(db, letter)?;
     if letter.seq > last {
-        set_cursor(db, &letter.node, &letter.incarnation, lane, letter.seq)?;
+        set_cursor(db, &letter.node, &letter.incarnation, lane, (letter.seq, 1))?;
     }
     Ok(Outcome::Committed(last.max(letter.seq)))
 }

@@ -22,7 +22,7 @@ use crate::{
     audit::{self, AuditWriter},
     control::{self, Control},
     db::{self, FolderLock},
-    entry::{ControlEntry, Entry, Outcome, SessionsLost, SlotTable},
+    entry::{ControlEntry, Entry, Outcome, SlotTable},
     query::{self, NodeMetrics, Places, QueryOptions, QueryStream},
     rows::{
         JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,
@@ -178,11 +178,7 @@ impl Store {
             let folder = shard_folder(dir, number);
             let shard = Shard::new(watches.clone());
             let memory = shard.memory();
-            let lost = SessionsLost {
-                time_ms: clock.now().as_ms(),
-            }
-            .into();
-            let writer = Writer::start("shard", &folder, clock.clone(), shard, vec![lost])?;
+            let writer = Writer::start("shard", &folder, clock.clone(), shard, Vec::new())?;
             let reader = Mutex::new(db::open_reader(&folder.join("state.db"))?);
             shards.push(ShardParts {
                 writer,

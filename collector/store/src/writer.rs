@@ -46,6 +46,10 @@ pub(crate) trait Projection: Send + 'static {
     fn format() -> Format;
     /// Fills what is kept in memory from rows that are applied up to `applied`.
     fn load(&mut self, rows: &Connection, log: &Log, applied: i64) -> Result<(), StoreError>;
+    /// What is to be said before anything else, because the writer before may not have ended cleanly.
+    fn resume(&self, _: &Connection, _: Timestamp) -> Result<Vec<Self::Fact>, StoreError> {
+        Ok(Vec::new())
+    }
     /// Leaves out what is applied already.
     fn trim(&mut self, rows: &Connection, facts: &mut [Self::Fact]) -> Result<(), StoreError>;
     /// Applies one fact.
@@ -101,9 +105,11 @@ impl<F: Facts> Writer<F> {
         folder: &Path,
         clock: Clock,
         projection: P,
-        first: Vec<F>,
+        mut first: Vec<F>,
     ) -> Result<Self, StoreError> {
+        let now = clock.now();
         let mut core = Core::open(folder, clock, projection)?;
+        first.extend(core.projection.resume(&core.rows, now)?);
         if !first.is_empty() {
             core.write(first)?;
         }

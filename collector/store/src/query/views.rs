@@ -210,6 +210,30 @@ pub(super) fn all() -> Vec<View> {
             "t.time_ms <= {t}",
         ),
         per_node(
+            "lanes",
+            "how far a node's records have come",
+            "cursors",
+            vec![
+                text(
+                    "incarnation",
+                    "the life of its state folder",
+                    uuid("t.incarnation"),
+                ),
+                text("lane", "results, inventory or metrics", lane("t.lane")),
+                number(
+                    "seq",
+                    "everything up to here is committed or in `gaps`",
+                    "t.seq",
+                ),
+                number(
+                    "records",
+                    "how many records came, gaps counted as one",
+                    "t.records",
+                ),
+            ],
+            "1",
+        ),
+        per_node(
             "gaps",
             "records that will never arrive",
             "gaps",

@@ -27,7 +27,8 @@ CREATE TABLE node_history (
 );
 CREATE INDEX node_history_by_node ON node_history (node, valid_to_ms);
 CREATE TABLE cursors (
-  node BLOB, incarnation BLOB, lane INTEGER, seq INTEGER NOT NULL, PRIMARY KEY (node, incarnation, lane)
+  node BLOB, incarnation BLOB, lane INTEGER, seq INTEGER NOT NULL, records INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (node, incarnation, lane)
 ) WITHOUT ROWID;
 CREATE TABLE gaps (
   id INTEGER PRIMARY KEY, node BLOB NOT NULL, incarnation BLOB NOT NULL, lane INTEGER NOT NULL,
