@@ -14,3 +14,4 @@ pub mod poll;
 pub mod process;
 pub mod programs;
 pub mod soak;
+pub mod thief;

@@ -25,3 +25,6 @@ mod settings;
 #[cfg(test)]
 #[path = "e2e/soak.rs"]
 mod soak;
+#[cfg(test)]
+#[path = "e2e/stolen.rs"]
+mod stolen;
