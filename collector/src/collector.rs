@@ -14,7 +14,10 @@ use nexus_store::{
     entry::{CollectorStarted, ControlEntry},
 };
 use nexus_transport::{AgentPort, OperatorPort, ResetKeys};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc},
+};
 
 use crate::{
     addresses::Addresses,
@@ -29,6 +32,7 @@ use crate::{
     operator::Operators,
     pages::{self, metrics::Metrics, source::Pages},
     ports::{self, Bound, Seen},
+    refusals::Refusals,
     sessions::{
         self, Sessions,
         registry::{End, Registry},
@@ -38,6 +42,9 @@ use crate::{
 
 /// An agent that is told to come back does so after this, with jitter of its own.
 const RETRY_AFTER_SHUTDOWN: Duration = Duration::from_secs(1);
+
+/// Refused certificates that wait to be noted.
+const REFUSED: usize = 256;
 
 /// Runs until told to stop.
 pub(crate) fn serve(config: Config, clock: Clock) -> Outcome {
@@ -172,7 +179,7 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Builds them; nothing runs yet.
+    /// Builds them; nothing is served yet.
     pub(crate) fn assemble(
         config: &Config,
         folder: &Folder,
@@ -189,7 +196,9 @@ impl Parts {
             Trust::load(store.clone(), authority.trust_domain(), clock.now())
                 .doing("read the signer policy")?,
         );
+        let (refusals, book) = Refusals::new();
         let enrolment = Arc::new(Enrolment {
+            refusals: refusals.clone(),
             store: store.clone(),
             authority: Arc::clone(authority),
             trust: Arc::clone(&trust),
@@ -241,7 +250,11 @@ impl Parts {
             tasks: tasks.clone(),
             grace: config.jobs_grace,
         };
-        let seen = Seen::new(config);
+        let (refused, knocks) = mpsc::channel(REFUSED);
+        let seen = Seen::new(config, &refused);
+        tasks.spawn("refused", refusals.clone().of_port(knocks));
+        let keep = book.keep(store.clone(), clock.clone(), tasks.token());
+        tasks.spawn("refusals", keep);
         let pages = Pages {
             store: store.clone(),
             clock: clock.clone(),

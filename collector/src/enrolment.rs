@@ -32,6 +32,7 @@ use nexus_store::{
 use crate::{
     addresses::Addresses,
     pages::metrics::{ByReason, Metrics},
+    refusals::Refusals,
     sessions::hello::{self, HelloError},
     trust::{Trust, TrustError},
 };
@@ -84,6 +85,7 @@ pub(crate) enum EnrolmentError {
 /// Issues identities to agents.
 #[derive(Debug)]
 pub(crate) struct Enrolment {
+    pub(crate) refusals: Refusals,
     pub(crate) store: Store,
     pub(crate) authority: Arc<Authority>,
     pub(crate) trust: Arc<Trust>,

@@ -22,6 +22,7 @@ mod operator;
 mod pages;
 mod ports;
 mod reads;
+mod refusals;
 mod request;
 mod sessions;
 #[cfg(test)]

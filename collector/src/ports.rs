@@ -8,9 +8,9 @@ use nexus_pki::{
 };
 use nexus_runtime::{clock::Clock, tasks::Tasks};
 use nexus_transport::{
-    AgentPort, Connections, Limits, OperatorPort, ResetKeys, Serving, TlsSet, Windows,
+    AgentPort, Connections, Limits, OperatorPort, Refused, ResetKeys, Serving, TlsSet, Windows,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{config::Config, enrolment, operator, sessions};
 
@@ -84,8 +84,8 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// With the limits of this configuration.
-    pub(crate) fn new(config: &Config) -> Self {
+    /// With the limits of this configuration; `refused` hears of every certificate that is refused.
+    pub(crate) fn new(config: &Config, refused: &mpsc::Sender<Refused>) -> Self {
         let limits = |connections| Limits {
             connections,
             connections_per_address: connections,
@@ -94,12 +94,15 @@ impl Seen {
             ..Limits::default()
         };
         Self {
-            agents: Connections::new(limits(config.connections)),
-            operators: Connections::new(Limits {
-                calls: OPERATOR_CALLS,
-                windows: Windows::operator(),
-                ..limits(OPERATOR_CONNECTIONS)
-            }),
+            agents: Connections::telling(limits(config.connections), Some(refused.clone())),
+            operators: Connections::telling(
+                Limits {
+                    calls: OPERATOR_CALLS,
+                    windows: Windows::operator(),
+                    ..limits(OPERATOR_CONNECTIONS)
+                },
+                Some(refused.clone()),
+            ),
         }
     }
 }

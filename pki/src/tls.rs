@@ -34,8 +34,8 @@ use crate::{
 };
 use live::LeafSessions;
 pub use live::{LiveLeaf, Present};
-pub use verify::refusal_of;
 use verify::{ClientVerifier, PinnedVerifier, ServerVerifier};
+pub use verify::{refusal_in, refusal_of};
 
 /// The name clients send. It is fixed, decides nothing, and tells an eavesdropper nothing.
 pub const SERVER_NAME: &str = "collector.nexus.invalid";

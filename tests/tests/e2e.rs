@@ -20,6 +20,9 @@ mod operators;
 #[path = "e2e/queries.rs"]
 mod queries;
 #[cfg(test)]
+#[path = "e2e/refused.rs"]
+mod refused;
+#[cfg(test)]
 #[path = "e2e/settings.rs"]
 mod settings;
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! The enrolment service on the wire. What a stranger is told is why the request was refused, and nothing
 //! about anybody else.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use nexus_proto::agent::v1::{self as wire, enrolment_server};
 use nexus_runtime::errors;
+use nexus_transport::Peer;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
@@ -34,8 +38,10 @@ impl enrolment_server::Enrolment for Service {
     ) -> Result<Response<wire::Identity>, Status> {
         let request_id = request_id(request.metadata());
         let span = request::span("Enrol", &request_id, request.extensions());
+        let from = from(&request);
         let work = async {
             let result = self.0.enrol(request.into_inner(), &request_id).await;
+            note(&self.0, "enrol", from, &result, request_id);
             answer(&self.0, result)
         };
         work.instrument(span).await
@@ -47,14 +53,40 @@ impl enrolment_server::Enrolment for Service {
     ) -> Result<Response<wire::Identity>, Status> {
         let request_id = request_id(request.metadata());
         let span = request::span("RenewExpired", &request_id, request.extensions());
+        let from = from(&request);
         let work = async {
             let result = self
                 .0
                 .renew_expired(request.into_inner(), &request_id)
                 .await;
+            note(&self.0, "renew-expired", from, &result, request_id);
             answer(&self.0, result)
         };
         work.instrument(span).await
+    }
+}
+
+fn from<T>(request: &Request<T>) -> IpAddr {
+    let peer = request.extensions().get::<Peer>();
+    peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.remote.ip())
+}
+
+/// A refusal is a row of the audit chain; one for want of a working store is none.
+fn note(
+    enrolment: &Enrolment,
+    action: &'static str,
+    from: IpAddr,
+    result: &Result<wire::Identity, EnrolmentError>,
+    request_id: String,
+) {
+    if let Err(error) = result
+        && !matches!(
+            error,
+            EnrolmentError::Store(_) | EnrolmentError::Authority(_)
+        )
+    {
+        let reason = errors::chain(error).to_string();
+        enrolment.refusals.note(action, from, reason, request_id);
     }
 }
 

@@ -10,6 +10,7 @@ use super::*;
 use crate::{
     csr::PrivateKey,
     leaf::Leaf,
+    spiffe::SpiffeId,
     testing::{DOMAIN, Fleet, HOUR, now},
 };
 
@@ -593,4 +594,30 @@ fn sides_of(trust_domain: &str) -> Sides {
         collector: live(&fleet, fleet.collector(now())),
         fleet,
     }
+}
+
+#[test]
+fn the_librarys_words_become_ours() {
+    let spiffe = SpiffeId::agent(DOMAIN, NodeId::random()).unwrap();
+    let refusals = [
+        Refusal::Expired {
+            spiffe: spiffe.clone(),
+            not_after: now(),
+            now: now().after(24 * HOUR),
+        },
+        Refusal::NotYetValid {
+            spiffe: spiffe.clone(),
+            not_before: now().after(24 * HOUR),
+            now: now(),
+        },
+        Refusal::ForeignCa { spiffe },
+        Refusal::NoCertificate,
+    ];
+    for refusal in refusals {
+        let error = rustls::Error::from(&refusal);
+        // The library's Display says it all, which is what QUIC hands on.
+        let expected = refusal_of(&error).unwrap();
+        assert_eq!(refusal_in(&error.to_string()), Some(expected));
+    }
+    assert_eq!(refusal_in("connection lost"), None);
 }

@@ -292,6 +292,37 @@ pub fn refusal_of(error: &(dyn StdError + 'static)) -> Option<String> {
     None
 }
 
+/// The same from the TLS library's own words, which are all that QUIC hands on. `None` when they are about
+/// something else than a certificate.
+#[must_use]
+pub fn refusal_in(words: &str) -> Option<String> {
+    let (_, why) = words.split_once("invalid peer certificate: ")?;
+    let mut seconds = why
+        .split(|letter: char| !letter.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .map(|seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)));
+    let error = if why.starts_with("certificate expired") {
+        CertificateError::ExpiredContext {
+            time: seconds.next()?,
+            not_after: seconds.next()?,
+        }
+    } else if why.starts_with("certificate not valid yet") {
+        CertificateError::NotValidYetContext {
+            time: seconds.next()?,
+            not_before: seconds.next()?,
+        }
+    } else if why.starts_with("UnknownIssuer") {
+        CertificateError::UnknownIssuer
+    } else if why.starts_with("Revoked") {
+        CertificateError::Revoked
+    } else {
+        let ours = why.strip_prefix("Other(OtherError(");
+        let ours = ours.and_then(|rest| rest.strip_suffix("))"));
+        return Some(ours.unwrap_or(why).to_owned());
+    };
+    explain(&error.into())
+}
+
 fn explain(error: &Error) -> Option<String> {
     let time = |time: &UnixTime| Timestamp(0).after(std::time::Duration::from_secs(time.as_secs()));
     let text = match error {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,10 +12,10 @@ use std::{
 
 use nexus_pki::spiffe::SpiffeId;
 use nexus_proto::limits;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::tune::Windows;
+use crate::{peer::TransportKind, tune::Windows};
 
 /// What a port takes.
 #[derive(Debug, Clone)]
@@ -75,6 +75,17 @@ pub struct Counters {
     pub cut: AtomicU64,
 }
 
+/// A peer whose certificate was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Where it came from.
+    pub remote: SocketAddr,
+    /// Over which transport.
+    pub transport: TransportKind,
+    /// In words, for whoever can mend it.
+    pub reason: String,
+}
+
 /// The connections of a port. Clones are the same.
 #[derive(Clone)]
 pub struct Connections(Arc<Inner>);
@@ -84,6 +95,7 @@ struct Inner {
     counters: Counters,
     handshakes: Arc<Semaphore>,
     live: Mutex<Live>,
+    refused: Option<mpsc::Sender<Refused>>,
 }
 
 #[derive(Default)]
@@ -113,6 +125,12 @@ impl Connections {
     /// None yet.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
+        Self::telling(limits, None)
+    }
+
+    /// The same, telling of every peer whose certificate is refused for as long as the queue has room.
+    #[must_use]
+    pub fn telling(limits: Limits, refused: Option<mpsc::Sender<Refused>>) -> Self {
         let handshakes = Arc::new(Semaphore::new(limits.handshakes));
         let (counters, live) = Default::default();
         Self(Arc::new(Inner {
@@ -120,6 +138,7 @@ impl Connections {
             counters,
             handshakes,
             live,
+            refused,
         }))
     }
 
@@ -127,6 +146,13 @@ impl Connections {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    pub(crate) fn tell(&self, refused: Refused) {
+        if let Some(queue) = &self.0.refused {
+            // Counted, logged, and told to the peer all the same.
+            queue.try_send(refused).ok();
+        }
     }
 
     /// Ends every connection of an identity; how many there were.

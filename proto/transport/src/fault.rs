@@ -46,11 +46,14 @@ impl Closed {
                     Self::Peer(reason)
                 }
             }
-            ConnectionError::TransportError(error) => nexus_pki::tls::refusal_of(error)
-                .map_or_else(|| Self::Broken(error.to_string()), Self::Certificate),
+            ConnectionError::TransportError(error) => {
+                refusal_of(error).map_or_else(|| Self::Broken(error.to_string()), Self::Certificate)
+            }
             ConnectionError::ConnectionClosed(close) => {
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
-                if reason.is_empty() {
+                if let Some(refusal) = nexus_pki::tls::refusal_in(&reason) {
+                    Self::Certificate(format!("the peer refused our certificate: {refusal}"))
+                } else if reason.is_empty() {
                     Self::Peer(close.to_string())
                 } else {
                     Self::Peer(reason)
@@ -61,9 +64,13 @@ impl Closed {
     }
 
     pub(crate) fn of_error(error: &(dyn StdError + 'static)) -> Self {
-        nexus_pki::tls::refusal_of(error)
-            .map_or_else(|| Self::Broken(chain(error)), Self::Certificate)
+        refusal_of(error).map_or_else(|| Self::Broken(chain(error)), Self::Certificate)
     }
+}
+
+/// Why a certificate was refused, if that is what an error is about.
+pub(crate) fn refusal_of(error: &(dyn StdError + 'static)) -> Option<String> {
+    nexus_pki::tls::refusal_of(error).or_else(|| nexus_pki::tls::refusal_in(&chain(error)))
 }
 
 /// An error with its sources, in one line.

@@ -25,7 +25,7 @@ mod preface;
 mod tests;
 mod tune;
 
-pub use connections::{Connections, Counters, Limits};
+pub use connections::{Connections, Counters, Limits, Refused};
 pub use dial::{
     Attempt, Channel, Connection, DialError, DialTls, Dialer, Mode, enrol_connect, operator_connect,
 };

@@ -2,23 +2,25 @@
 
 use std::{
     convert::Infallible,
+    error::Error as StdError,
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use http::{Request, Response};
 use nexus_pki::{
     admission::{Admission, PeerIdentity, Refusal},
     spiffe::Role,
-    tls::refusal_of,
 };
 use nexus_proto::{ALPN_ENROL, limits};
 use nexus_runtime::clock::Clock;
 use quinn::crypto::rustls::QuicServerConfig;
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     time::{Instant, timeout},
 };
@@ -27,8 +29,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::body::Body;
 
 use crate::{
-    connections::{Connections, Slot},
-    fault::{REFUSED, chain},
+    connections::{Connections, Refused, Slot},
+    fault::{REFUSED, chain, refusal_of},
     h2, h3_server,
     peer::{Peer, Rtt, TransportKind, group_name, quic_chain, quic_group},
     tune::{ResetKeys, quic_transport},
@@ -36,6 +38,11 @@ use crate::{
 
 /// Attempts to find a port number that is free for UDP and for TCP.
 const BIND_ATTEMPTS: u32 = 20;
+
+/// How long a refused client may take to read why.
+const LINGER: Duration = Duration::from_secs(1);
+/// How often more of what it sent is read meanwhile.
+const LINGER_READS: u32 = 64;
 
 /// What can be served: tonic's generated servers and `Routes` are such services.
 pub trait CallService:
@@ -140,7 +147,7 @@ impl AgentPort {
         drain(&running, &serving).await;
         endpoint.close(REFUSED.into(), b"shutting down");
         // Lets the farewells go out.
-        timeout(std::time::Duration::from_millis(500), endpoint.wait_idle())
+        timeout(Duration::from_millis(500), endpoint.wait_idle())
             .await
             .ok();
         Ok(())
@@ -282,11 +289,10 @@ async fn accept_quic<S: CallService>(
             let connection = match timeout(limits::HANDSHAKE_TIMEOUT, connecting).await {
                 Ok(Ok(connection)) => connection,
                 Ok(Err(error)) => {
-                    let why = refusal_of(&error).unwrap_or_else(|| chain(&error));
-                    return handshake_failed(&serving, remote, TransportKind::Quic, &why);
+                    return handshake_failed(&serving, remote, TransportKind::Quic, &error);
                 }
                 Err(_) => {
-                    return handshake_failed(&serving, remote, TransportKind::Quic, "timed out");
+                    return handshake_given_up(&serving, remote, TransportKind::Quic, "timed out");
                 }
             };
             drop(handshake);
@@ -346,7 +352,7 @@ async fn accept_tcp<S: CallService, E: CallService>(
             Err(error) => {
                 // Out of descriptors, most likely: the next attempt fails at once, too.
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -364,10 +370,9 @@ async fn accept_tcp<S: CallService, E: CallService>(
                     serve_tcp(shaken, remote, slot, &ways, service, enrolment, &serving).await;
                 }
                 Ok(Err(error)) => {
-                    let why = refusal_of(&error).unwrap_or_else(|| chain(&error));
-                    handshake_failed(&serving, remote, TransportKind::Tcp, &why);
+                    handshake_failed(&serving, remote, TransportKind::Tcp, &error);
                 }
-                Err(_) => handshake_failed(&serving, remote, TransportKind::Tcp, "timed out"),
+                Err(_) => handshake_given_up(&serving, remote, TransportKind::Tcp, "timed out"),
             }
         });
     }
@@ -376,7 +381,7 @@ async fn accept_tcp<S: CallService, E: CallService>(
 struct Shaken {
     stream: TlsStream<TcpStream>,
     enrol: bool,
-    rtt: std::time::Duration,
+    rtt: Duration,
 }
 
 async fn handshake(stream: TcpStream, ways: &TcpWays) -> io::Result<Shaken> {
@@ -388,13 +393,36 @@ async fn handshake(stream: TcpStream, ways: &TcpWays) -> io::Result<Shaken> {
     let enrol = config.is_some();
     let config = Arc::clone(config.unwrap_or(&ways.main));
     let begun = Instant::now();
-    let stream = start.into_stream(config).await?;
+    let stream = match start.into_stream(config).into_fallible().await {
+        Ok(stream) => stream,
+        Err((error, stream)) => {
+            linger(stream).await;
+            return Err(error);
+        }
+    };
     // From our answer to the client's: a round trip and the client's arithmetic.
     let rtt = begun.elapsed();
     if stream.get_ref().1.alpn_protocol().is_none() {
         return Err(io::Error::other("the client named no protocol (ALPN)"));
     }
     Ok(Shaken { stream, enrol, rtt })
+}
+
+/// Reads what a refused client had already sent, for a moment: closing a socket over unread bytes resets the
+/// connection, and the alert that says why would be lost on the way.
+async fn linger(mut stream: TcpStream) {
+    let mut unread = [0; 1024];
+    let drain = async {
+        stream.shutdown().await?;
+        for _ in 0..LINGER_READS {
+            if stream.read(&mut unread).await? == 0 {
+                break;
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    // It is over either way.
+    timeout(LINGER, drain).await.ok();
 }
 
 async fn serve_tcp<S: CallService, E: CallService>(
@@ -481,7 +509,23 @@ fn admit_tcp(
         .map(Some)
 }
 
-fn handshake_failed(serving: &Serving, remote: SocketAddr, transport: TransportKind, why: &str) {
+fn handshake_failed(
+    serving: &Serving,
+    remote: SocketAddr,
+    transport: TransportKind,
+    error: &(dyn StdError + 'static),
+) {
+    match refusal_of(error) {
+        Some(reason) => {
+            let counters = serving.connections.counters();
+            counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+            refused(serving, remote, transport, reason);
+        }
+        None => handshake_given_up(serving, remote, transport, &chain(error)),
+    }
+}
+
+fn handshake_given_up(serving: &Serving, remote: SocketAddr, transport: TransportKind, why: &str) {
     serving
         .connections
         .counters()
@@ -501,7 +545,16 @@ fn not_admitted(
         .counters()
         .not_admitted
         .fetch_add(1, Ordering::Relaxed);
-    tracing::warn!(%remote, %transport, %refusal, "connection refused");
+    refused(serving, remote, transport, refusal.to_string());
+}
+
+fn refused(serving: &Serving, remote: SocketAddr, transport: TransportKind, reason: String) {
+    tracing::warn!(%remote, %transport, refusal = reason, "connection refused");
+    serving.connections.tell(Refused {
+        remote,
+        transport,
+        reason,
+    });
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
