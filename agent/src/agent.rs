@@ -18,7 +18,13 @@ use nexus_proto::{
     limits,
     record::{Body, Section},
 };
-use nexus_runtime::{clock::Clock, errors, shutdown::Signals, tasks::Tasks};
+use nexus_runtime::{
+    clock::Clock,
+    errors,
+    fault::{Doing as _, Fault, Outcome},
+    shutdown::Signals,
+    tasks::Tasks,
+};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, timeout},
@@ -28,7 +34,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     exec::{self, leftover},
-    fault::{Doing as _, Fault, Outcome},
     identity::{self, Enrolment, IdentityError, Member, StateFolder},
     inventory::{self, Inventory, InventoryConfig, Wanted},
     ledger::Ledger,

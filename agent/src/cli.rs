@@ -1,23 +1,26 @@
 //! The command line: `nexus-agent enroll | run | check-config | config | version`.
 
-use std::{
-    ffi::OsString,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use nexus_runtime::{
     clock::Clock,
+    command_line::{self, Ending, Program, SourceArgs, print, say},
+    fault::{Doing as _, Outcome},
     log,
-    settings::{self, Sources, Strictness},
+    settings::{self, Strictness},
 };
 
 use crate::{
     agent,
     config::{self, Config},
-    fault::{Doing as _, Fault, Outcome},
+};
+
+const PROGRAM: Program = Program {
+    name: "nexus-agent",
+    file: config::FILE,
+    env_prefix: config::ENV_PREFIX,
+    keys: config::KEYS,
 };
 
 /// The Nexus agent: reports what this machine is and does, and runs operators' signed jobs on it.
@@ -28,19 +31,6 @@ struct Cli {
     sources: SourceArgs,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Debug, Args)]
-struct SourceArgs {
-    /// The configuration file [default: /etc/nexus/agent.toml]
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// The state folder: the same as --set state_dir=DIR
-    #[arg(long, value_name = "DIR", global = true)]
-    state_dir: Option<PathBuf>,
-    /// Overrides a key of the configuration
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, global = true)]
-    set: Vec<(String, String)>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -68,39 +58,10 @@ enum Command {
     Version,
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
-    text.split_once('=')
-        .map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
-        .ok_or_else(|| "expected KEY=VALUE".to_owned())
-}
-
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
-    match run(std::env::args_os()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Ending::Fault(fault)) => {
-            fault.report();
-            ExitCode::from(fault.exit_code())
-        }
-        Err(Ending::Clap(error)) => {
-            // Help and version count as success and go to standard output.
-            let code = error.exit_code();
-            let _closed = error.print();
-            ExitCode::from(u8::try_from(code).unwrap_or(2))
-        }
-    }
-}
-
-enum Ending {
-    Fault(Fault),
-    Clap(clap::Error),
-}
-
-impl From<Fault> for Ending {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
+    command_line::finish(PROGRAM.name, run(std::env::args_os()))
 }
 
 fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
@@ -113,7 +74,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             print(&settings::print_defaults(config::KEYS))?;
         }
         Command::Config { defaults: false } => {
-            let loaded = load(&cli.sources, Strictness::Refuse)?;
+            let loaded = cli.sources.load(PROGRAM, Strictness::Refuse)?;
             print(&loaded.settings.to_string())?;
         }
         Command::Enroll { token, force } => {
@@ -124,7 +85,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
         }
         Command::Run => {
             // Config and binary are rolled out separately: what this version does not know does not stop it.
-            let loaded = load(&cli.sources, Strictness::Warn)?;
+            let loaded = cli.sources.load(PROGRAM, Strictness::Warn)?;
             let config = Config::from_settings(&loaded.settings)?;
             log::init(config.log_format, &log::ours_at(tracing::Level::INFO))
                 .doing("set up the log")?;
@@ -141,44 +102,12 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
     Ok(())
 }
 
-fn load(args: &SourceArgs, strictness: Strictness) -> Outcome<settings::Loaded> {
-    let (file, required) = match &args.config {
-        Some(path) => (path.as_path(), true),
-        None => (Path::new(config::FILE), false),
-    };
-    let mut sources = Sources::new(config::ENV_PREFIX, file, required);
-    sources.flags.clone_from(&args.set);
-    if let Some(dir) = &args.state_dir {
-        let dir = dir.to_string_lossy().into_owned();
-        sources.flags.push(("state_dir".to_owned(), dir));
-    }
-    settings::load(config::KEYS, &sources, strictness).map_err(|faults| {
-        Fault::new("configuration", faults)
-            .hint("`nexus-agent config --defaults` prints every key with its meaning")
-            .usage()
-    })
-}
-
 fn configure(args: &SourceArgs, strictness: Strictness) -> Outcome<Config> {
-    let loaded = load(args, strictness)?;
+    let loaded = args.load(PROGRAM, strictness)?;
     for warning in &loaded.warnings {
         say(&format!("warning: {warning}"));
     }
     Config::from_settings(&loaded.settings)
-}
-
-/// For people, on standard error.
-fn say(text: &str) {
-    let _closed = writeln!(io::stderr(), "{text}");
-}
-
-/// For programs, on standard output.
-fn print(text: &str) -> Outcome {
-    let mut stdout = io::stdout();
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .doing("write to standard output")
 }
 
 #[cfg(test)]

@@ -5,15 +5,13 @@ use std::{path::PathBuf, time::Duration};
 use nexus_pki::tls::KeyExchange;
 use nexus_proto::limits;
 use nexus_runtime::{
+    fault::{Fault, Outcome},
     log,
     settings::{Key, Kind, Settings},
 };
 use nexus_transport::Mode;
 
-use crate::{
-    fault::{Fault, Outcome},
-    spool::{LaneConfig, SpoolConfig},
-};
+use crate::spool::{LaneConfig, SpoolConfig};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub const FILE: &str = "/etc/nexus/agent.toml";

@@ -10,7 +10,6 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod exec;
-pub mod fault;
 pub mod identity;
 pub mod inventory;
 pub mod ledger;

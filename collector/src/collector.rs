@@ -8,7 +8,13 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use nexus_pki::{authority::Authority, files};
 use nexus_proto::agent::v1::GoodbyeReason;
-use nexus_runtime::{clock::Clock, errors, shutdown::Signals, tasks::Tasks};
+use nexus_runtime::{
+    clock::Clock,
+    errors,
+    fault::{Doing as _, Fault, Outcome},
+    shutdown::Signals,
+    tasks::Tasks,
+};
 use nexus_store::{
     Store, StoreError,
     entry::{CollectorStarted, ControlEntry},
@@ -24,7 +30,6 @@ use crate::{
     codes::Codes,
     config::{self, Config},
     enrolment::Enrolment,
-    fault::{Doing as _, Fault, Outcome},
     folder::{Endpoints, Folder, Instance},
     identity::Identity,
     init,

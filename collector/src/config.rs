@@ -7,7 +7,7 @@ use nexus_runtime::{
     settings::{Key, Kind, Origin, Settings},
 };
 
-use crate::fault::{Fault, Outcome};
+use nexus_runtime::fault::{Fault, Outcome};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub(crate) const FILE: &str = "/etc/nexus/collector.toml";

@@ -4,13 +4,15 @@ use std::fs;
 
 use nexus_pki::{authority::Authority, files, operator_code::OperatorCode, random, spiffe};
 use nexus_proto::time::Timestamp;
+use nexus_runtime::{
+    command_line::say,
+    fault::{Doing as _, Fault, Outcome},
+};
 use nexus_store::{Layout, Store};
 
 use crate::{
-    cli::say,
     codes,
     config::{self, Config},
-    fault::{Doing as _, Fault, Outcome},
     folder::{Folder, Instance},
 };
 

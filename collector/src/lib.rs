@@ -13,7 +13,6 @@ mod codes;
 mod collector;
 mod config;
 mod enrolment;
-mod fault;
 mod folder;
 mod identity;
 mod init;

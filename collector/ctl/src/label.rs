@@ -59,7 +59,8 @@ fn read(words: &[String]) -> Outcome<Change> {
     let (first, rest) = things.split_first().ok_or_else(|| {
         Fault::usage("label", "no node is named").hint("nexusctl label node/web-1 role=web")
     })?;
-    let (thing, nodes) = Thing::parse_named(first, rest)?;
+    let (thing, nodes) = Thing::parse_named(first, rest)
+        .map_err(|fault| fault.hint("nexusctl label node NAME KEY=VALUE … KEY-"))?;
     if thing != Thing::Nodes {
         return Err(Fault::usage("label", "only nodes have labels"));
     }

@@ -43,10 +43,8 @@ pub(crate) async fn whole_id(
     }
     let what = format!("{singular} {word}");
     if text.is_empty() || !text.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
-        return Err(
-            Fault::new(what, format!("`{word}` is no id of a {singular}"))
-                .hint(format!("`nexusctl get {view}` lists them")),
-        );
+        return Err(Fault::new(what, "that is no id, nor the beginning of one")
+            .hint(format!("`nexusctl get {view}` lists them")));
     }
     let sql = format!(
         "SELECT id FROM {view} WHERE id LIKE {} ORDER BY id",

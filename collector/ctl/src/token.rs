@@ -29,8 +29,11 @@ pub(crate) async fn create(session: &Session, args: &TokenCreateArgs) -> Outcome
     let mut collector = session.connect().await?;
     let (id, text) = issue(session, args, &mut collector).await?;
     terminal::say(&format!(
-        "token {id}, for {} nodes, until {}",
-        args.uses,
+        "token {id}, for {}, until {}",
+        match args.uses {
+            1 => "one node".to_owned(),
+            uses => format!("{uses} nodes"),
+        },
         session.now().after(args.ttl)
     ));
     output::line(&text)

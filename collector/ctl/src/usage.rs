@@ -1,6 +1,7 @@
 //! What clap says of a command line, in our form: one `error:` line and a `hint:`.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use nexus_runtime::command_line::Mistake;
 
 use crate::{
     fault::{Exit, Fault, Outcome},
@@ -18,34 +19,20 @@ pub(crate) fn explain(error: &clap::Error) -> Outcome<Exit> {
             crate::terminal::say(error.render().to_string().trim_end());
             Ok(Exit::Usage)
         }
-        _ => Err(fault(error)),
+        _ => Err(match Mistake::of(error, "nexusctl") {
+            Some(mistake) => fault(error, &mistake),
+            None => Fault::usage("command line", error),
+        }),
     }
 }
 
-fn fault(error: &clap::Error) -> Fault {
-    let rendered = error.render().to_string();
-    let rendered = rendered.strip_prefix("error: ").unwrap_or(&rendered);
-    // The message ends at the first blank line; tips and the usage follow.
-    let mut why = String::new();
-    for line in rendered.lines().take_while(|line| !line.trim().is_empty()) {
-        let glue = if why.is_empty() || why.ends_with(':') {
-            " "
-        } else {
-            ", "
-        };
-        why.push_str(if why.is_empty() { "" } else { glue });
-        why.push_str(line.trim());
-    }
-    let program = usage_of(rendered);
-    let help = format!("see `{program} --help`");
-    let hint = match suggestion(error) {
-        _ if program == "nexusctl run" && is_bare_word(error) => {
-            "put the command after `--`: nexusctl run --all -- uname -r".to_owned()
-        }
-        Some(words) => format!("did you mean `{words}`? {help}"),
-        None => help,
+fn fault(error: &clap::Error, mistake: &Mistake) -> Fault {
+    let hint = if mistake.command == "nexusctl run" && is_bare_word(error) {
+        "put the command after `--`: nexusctl run --all -- uname -r".to_owned()
+    } else {
+        mistake.hint()
     };
-    Fault::usage("command line", why).hint(hint)
+    Fault::usage("command line", mistake.why.clone()).hint(hint)
 }
 
 /// An argument that is no flag: in `run` it is the beginning of the command.
@@ -53,37 +40,6 @@ fn is_bare_word(error: &clap::Error) -> bool {
     let unknown = error.kind() == ErrorKind::UnknownArgument;
     let word = error.get(ContextKind::InvalidArg);
     unknown && matches!(word, Some(ContextValue::String(word)) if !word.starts_with('-'))
-}
-
-fn suggestion(error: &clap::Error) -> Option<String> {
-    let kinds = [
-        ContextKind::SuggestedArg,
-        ContextKind::SuggestedSubcommand,
-        ContextKind::SuggestedValue,
-    ];
-    kinds.into_iter().find_map(|kind| match error.get(kind)? {
-        ContextValue::String(word) => Some(word.clone()),
-        ContextValue::Strings(words) => words.first().cloned(),
-        _ => None,
-    })
-}
-
-/// `nexusctl run` out of `Usage: nexusctl run [OPTIONS] …`.
-fn usage_of(rendered: &str) -> String {
-    let usage = rendered
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Usage: "));
-    let words = usage.unwrap_or("nexusctl").split_whitespace();
-    let plain = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-    let words: Vec<_> = words
-        .take_while(plain)
-        .take_while(|word| !word.starts_with('-'))
-        .collect();
-    if words.is_empty() {
-        "nexusctl".to_owned()
-    } else {
-        words.join(" ")
-    }
 }
 
 #[cfg(test)]

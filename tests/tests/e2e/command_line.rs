@@ -1,6 +1,6 @@
 //! What every `nexusctl` command promises before a collector is involved.
 
-use nexus_tests::ctl::Ctl;
+use nexus_tests::{ctl::Ctl, process, programs::Programs};
 
 #[tokio::test]
 async fn errors_are_one_line_with_the_promised_exit_code() {
@@ -44,4 +44,24 @@ async fn version_and_completion_need_no_collector() {
             .unwrap()
             .contains("nexusctl")
     );
+}
+
+#[tokio::test]
+async fn the_daemons_say_it_the_same_way() {
+    for program in ["nexus-agent", "nexus-collector"] {
+        for args in [
+            &["--sate-dir", "x", "version"][..],
+            &["florish"],
+            &["--set", "x", "version"],
+        ] {
+            let mut command = Programs::built().await.unwrap().command(program);
+            let output = process::run(command.args(args), b"").await.unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{program} {args:?}: {said}");
+            let lines: Vec<_> = said.lines().collect();
+            assert_eq!(lines.len(), 2, "{program} {args:?}: {said}");
+            assert!(lines[0].starts_with("error: command line: "), "{said}");
+            assert!(lines[1].starts_with("hint: "), "{said}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ struct Shown {
     text: String,
     colour: Option<Colour>,
     number: bool,
+    null: bool,
 }
 
 impl Table {
@@ -53,6 +54,7 @@ impl Table {
                 text: cell.shown(style),
                 colour: cell.colour(),
                 number: cell.is_number(),
+                null: matches!(cell, Cell::Null),
             }
         });
         let shown = shown.collect();
@@ -81,9 +83,17 @@ impl Table {
         if header {
             table.set_header(self.columns.iter().map(|(_, header)| header.clone()));
         }
+        // Numbers stand under numbers; one among words stands where the words do.
+        let numbers: Vec<bool> = (0..self.columns.len())
+            .map(|column| {
+                let cells = held.iter().filter_map(|row| row.get(column));
+                cells.clone().any(|cell| cell.number)
+                    && cells.clone().all(|cell| cell.number || cell.null)
+            })
+            .collect();
         for row in &held {
-            table.add_row(row.iter().map(|cell| {
-                let align = if cell.number {
+            table.add_row(row.iter().zip(&numbers).map(|(cell, number)| {
+                let align = if *number {
                     CellAlignment::Right
                 } else {
                     CellAlignment::Left

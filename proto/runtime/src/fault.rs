@@ -1,9 +1,9 @@
-//! How a command of the agent fails, as its user reads it: `error: what failed: why`, and where one
+//! How a command fails, as its user reads it: `error: what failed: why`, and where one
 //! helps `hint: what to do`.
 
 use std::{error::Error, fmt, io::Write as _};
 
-use nexus_runtime::errors;
+use crate::errors;
 
 /// One failure of a command.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Fault {
     }
 
     /// Writes it to standard error. Nothing is left to tell when that fails.
-    pub(crate) fn report(&self) {
+    pub fn report(&self) {
         let _closed = writeln!(std::io::stderr(), "{self}");
     }
 }
@@ -78,5 +78,25 @@ pub trait Doing<T> {
 impl<T, E: Error + 'static> Doing<T> for Result<T, E> {
     fn doing(self, what: impl Into<String>) -> Outcome<T> {
         self.map_err(|error| Fault::because(what, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn is_one_line_and_a_hint() {
+        let fault = Err::<(), _>(io::Error::other("no such device"))
+            .doing("open the store")
+            .unwrap_err()
+            .hint("plug it in");
+        assert_eq!(
+            fault.to_string(),
+            "error: open the store: no such device\nhint: plug it in"
+        );
+        assert_eq!(fault.exit_code(), 1);
     }
 }
