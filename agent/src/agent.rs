@@ -17,6 +17,7 @@ use nexus_proto::{
     ids::Lane,
     limits,
     record::{Body, Section},
+    time::Timestamp,
 };
 use nexus_runtime::{
     clock::Clock,
@@ -267,7 +268,8 @@ async fn metrics(
             _ = ticks.tick() => {}
         }
         let now = clock.now();
-        trouble.note(spool.append(now, Body::Metrics(sampler.sample(now))));
+        let stored = spool.append(now, Body::Metrics(sampler.sample(now)));
+        trouble.note(stored, now, &spool);
     }
 }
 
@@ -289,7 +291,9 @@ async fn watch_inventory(
         }
         // What cannot be stored now is tried again, unless there is something newer by then.
         waiting.retain(|_, section| {
-            !trouble.note(spool.append(clock.now(), Body::Section(section.clone())))
+            let now = clock.now();
+            let stored = spool.append(now, Body::Section(section.clone()));
+            !trouble.note(stored, now, &spool)
         });
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -299,31 +303,54 @@ async fn watch_inventory(
     }
 }
 
-/// Says once that something cannot be stored, and once that it can be again.
+/// Says once that something cannot be stored, and once that it can be again: what was missed meanwhile is an
+/// event, so that the hole is explained where it shows.
 struct Trouble {
     what: &'static str,
-    lasting: bool,
+    since: Option<Timestamp>,
+    missed: u64,
 }
 
 impl Trouble {
     fn new(what: &'static str) -> Self {
         Self {
             what,
-            lasting: false,
+            since: None,
+            missed: 0,
         }
     }
 
     /// Whether it was stored.
-    fn note<T, E: std::error::Error>(&mut self, stored: Result<T, E>) -> bool {
-        match &stored {
-            Err(error) if !self.lasting => {
-                tracing::error!(error = %errors::chain(error), "{} cannot be stored", self.what);
+    fn note<T, E: std::error::Error>(
+        &mut self,
+        stored: Result<T, E>,
+        now: Timestamp,
+        spool: &Spool,
+    ) -> bool {
+        let what = self.what;
+        match (stored, self.since) {
+            (Err(error), since) => {
+                if since.is_none() {
+                    tracing::error!(error = %errors::chain(&error), "{what} cannot be stored");
+                    self.since = Some(now);
+                }
+                self.missed += 1;
+                false
             }
-            Ok(_) if self.lasting => tracing::info!("{} can be stored again", self.what),
-            _ => {}
+            (Ok(_), None) => true,
+            (Ok(_), Some(since)) => {
+                let message = format!(
+                    "{what} could not be stored from {since} to {now}; {} tries failed",
+                    self.missed
+                );
+                tracing::info!("{message}");
+                if let Err(error) = spool.event(now, "spool_recovered", &message) {
+                    tracing::error!(error = %errors::chain(&error), "an event cannot be stored");
+                }
+                *self = Self::new(what);
+                true
+            }
         }
-        self.lasting = stored.is_err();
-        stored.is_ok()
     }
 }
 

@@ -37,6 +37,15 @@ impl Fleet {
     /// The same with a collector that listens there.
     pub async fn new_at(place: Place, settings: &[&str]) -> Outcome<Self> {
         let dir = tempfile::tempdir().map_err(Fault::io("make a folder"))?;
+        Self::make(place, dir, settings).await
+    }
+
+    /// The same in a folder that was prepared.
+    pub async fn new_in(dir: TempDir, settings: &[&str]) -> Outcome<Self> {
+        Self::make(Place::default(), dir, settings).await
+    }
+
+    async fn make(place: Place, dir: TempDir, settings: &[&str]) -> Outcome<Self> {
         let collector = Collector::create_at(place, dir.path(), settings).await?;
         let ctl = Ctl::logged_in(dir.path(), &collector).await?;
         Ok(Self {

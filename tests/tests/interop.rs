@@ -5,6 +5,9 @@
 #[path = "interop/clock.rs"]
 mod clock;
 #[cfg(test)]
+#[path = "interop/disk.rs"]
+mod disk;
+#[cfg(test)]
 #[path = "interop/network.rs"]
 mod network;
 #[cfg(test)]

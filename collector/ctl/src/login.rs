@@ -64,7 +64,12 @@ pub(crate) async fn with_code(
     let addresses = if addresses.is_empty() {
         code.addresses.clone()
     } else {
-        addresses
+        // As an address stands in `endpoints.json`, too.
+        let bare = |address: String| {
+            let bare = address.strip_prefix("https://").unwrap_or(&address);
+            bare.trim_end_matches('/').to_owned()
+        };
+        addresses.into_iter().map(bare).collect()
     };
     if addresses.is_empty() {
         return Err(

@@ -23,7 +23,10 @@ pub(crate) fn of_store(what: &str, error: &StoreError) -> Status {
     let code = match error {
         StoreError::Invalid(_) | StoreError::Query(_) => Code::InvalidArgument,
         StoreError::Deadline => Code::DeadlineExceeded,
-        StoreError::Full(_) | StoreError::Unwritable(_) | StoreError::Closed => Code::Unavailable,
+        StoreError::Full(_)
+        | StoreError::Unwritable(_)
+        | StoreError::Unapplied(_)
+        | StoreError::Closed => Code::Unavailable,
         StoreError::Statement(_)
         | StoreError::Sqlite { .. }
         | StoreError::File { .. }

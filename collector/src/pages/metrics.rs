@@ -85,6 +85,7 @@ pub(crate) struct Metrics {
     pub(crate) queue_bytes: Family<ByQueue, Level>,
     pub(crate) queue_capacity: Family<ByQueue, Level>,
     pub(crate) queue_capacity_bytes: Family<ByQueue, Level>,
+    pub(crate) commits_failed: Family<ByQueue, Count>,
     pub(crate) log_bytes: Level,
     pub(crate) nodes: Level,
     pub(crate) jobs_active: Level,
@@ -170,6 +171,11 @@ impl Metrics {
             "queue_capacity_bytes",
             "Bytes a queue can hold",
             self.queue_capacity_bytes.clone(),
+        );
+        r.register(
+            "commits_failed",
+            "Commits that failed, so that nothing was acknowledged",
+            self.commits_failed.clone(),
         );
         r.register_with_unit(
             "log",

@@ -89,6 +89,8 @@ impl Source for Pages {
                     .queue_capacity_bytes
                     .get_or_create(&queue)
                     .set(level(depth.capacity_bytes));
+                let failures = metrics.commits_failed.get_or_create(&queue);
+                failures.inc_by(depth.failures.saturating_sub(failures.get()));
             }
             self.metrics
                 .log_bytes
@@ -100,10 +102,10 @@ impl Source for Pages {
         if self.tasks.is_shutting_down() {
             return Some("shutting down".to_owned());
         }
-        self.store
-            .trust()
-            .err()
+        let unreadable = self.store.trust().err();
+        unreadable
             .map(|error| errors::chain(&error).to_string())
+            .or_else(|| self.store.failing())
     }
 
     fn now(&self) -> Timestamp {

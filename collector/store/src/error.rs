@@ -78,6 +78,9 @@ pub enum StoreError {
     /// The disk is full or failing; nothing was acknowledged, and it may work again later.
     #[error("nothing was stored: {0}")]
     Unwritable(String),
+    /// It is in the log and will be applied, but is not yet.
+    #[error("stored, but not in force yet: {0}")]
+    Unapplied(String),
     /// The queue of a writer is full, or an entry is larger than the queue.
     #[error("the queue of {0} is full")]
     Full(&'static str),

@@ -221,6 +221,18 @@ impl Store {
             .collect()
     }
 
+    /// Why nothing can be stored, if a commit of the last minute failed and none has worked since. Whoever has
+    /// something to store tries again more often than that.
+    #[must_use]
+    pub fn failing(&self) -> Option<String> {
+        let now = self.inner.clock.instant();
+        let shards = self.inner.shards.iter();
+        shards
+            .map(|parts| parts.writer.failing(now))
+            .chain([self.inner.control.failing(now)])
+            .find_map(|failing| failing)
+    }
+
     /// The shard a node lives in.
     #[must_use]
     pub fn shard_of(&self, node: NodeId) -> u16 {

@@ -5,16 +5,20 @@
 //! applied index, and only then answers. What is in the log and not applied, after a crash or a failed
 //! disk, is applied before anything else: applying is deterministic and harmless to repeat.
 //!
-//! When the disk is full or fails, callers hear [`StoreError::Unwritable`] and nothing is acknowledged; the next
-//! entry tries again.
+//! When the disk is full or fails, callers hear [`StoreError::Unwritable`], or [`StoreError::Unapplied`] when the
+//! log has it already, and nothing is acknowledged; the next entry tries again.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
+    time::{Duration, Instant},
 };
 
 use nexus_proto::time::Timestamp;
@@ -33,6 +37,8 @@ use crate::{
 const QUEUE: usize = 4096;
 /// Kilobytes of entries that wait, or are being written.
 const QUEUE_KB: u32 = 64 * 1024;
+/// A failure counts as lasting for this long, unless a commit works before.
+const FAILING: Duration = Duration::from_secs(60);
 /// Commands of one commit.
 const GROUP: usize = 1024;
 /// Kilobytes of one commit, but for its last command.
@@ -77,6 +83,30 @@ pub struct QueueDepth {
     pub capacity: usize,
     /// Bytes that can wait.
     pub capacity_bytes: usize,
+    /// Commits that failed.
+    pub failures: u64,
+}
+
+/// How a writer fares, for whoever watches.
+#[derive(Debug, Default)]
+struct Health {
+    failures: AtomicU64,
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl Health {
+    fn failed(&self, at: Instant, why: &str) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        *self.last() = Some((at, why.to_owned()));
+    }
+
+    fn worked(&self) {
+        *self.last() = None;
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 type Reply = oneshot::Sender<Result<Vec<Outcome>, StoreError>>;
@@ -93,6 +123,7 @@ enum Command<F> {
 /// The way to a writer. Clones lead to the same one; it ends when the last is gone.
 pub(crate) struct Writer<F> {
     name: &'static str,
+    health: Arc<Health>,
     queue: Mutex<Option<mpsc::Sender<Command<F>>>>,
     bytes: Arc<Semaphore>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
@@ -113,6 +144,7 @@ impl<F: Facts> Writer<F> {
         if !first.is_empty() {
             core.write(first)?;
         }
+        let health = Arc::clone(&core.health);
         let (queue, mut commands) = mpsc::channel(QUEUE);
         let thread = thread::Builder::new()
             .name(format!("write-{name}"))
@@ -125,6 +157,7 @@ impl<F: Facts> Writer<F> {
             .map_err(StoreError::file("cannot start the writer of", folder))?;
         Ok(Self {
             name,
+            health,
             queue: Mutex::new(Some(queue)),
             bytes: Arc::new(Semaphore::new(
                 usize::try_from(QUEUE_KB).unwrap_or(usize::MAX),
@@ -168,7 +201,16 @@ impl<F: Facts> Writer<F> {
             bytes: all_kb.saturating_sub(free_kb).saturating_mul(1024),
             capacity: QUEUE,
             capacity_bytes: all_kb.saturating_mul(1024),
+            failures: self.health.failures.load(Ordering::Relaxed),
         }
+    }
+
+    /// Why the last commit failed, if that was less than a minute before `now`.
+    pub(crate) fn failing(&self, now: Instant) -> Option<String> {
+        let last = self.health.last();
+        last.as_ref()
+            .filter(|(at, _)| now.saturating_duration_since(*at) < FAILING)
+            .map(|(_, why)| why.clone())
     }
 
     /// Makes the projections anew from the log.
@@ -215,6 +257,7 @@ struct Core<P> {
     applied: i64,
     clock: Clock,
     projection: P,
+    health: Arc<Health>,
 }
 
 impl<P: Projection> Core<P> {
@@ -254,6 +297,7 @@ impl<P: Projection> Core<P> {
             applied,
             clock,
             projection,
+            health: Arc::default(),
         };
         core.projection.load(&core.rows, &core.log, applied)?;
         core.catch_up()?;
@@ -289,6 +333,7 @@ impl<P: Projection> Core<P> {
         }
         match self.write(facts) {
             Ok(outcomes) => {
+                self.health.worked();
                 let mut outcomes = outcomes.into_iter();
                 for (count, permit, reply) in group {
                     // A caller that stopped waiting learns nothing, and loses nothing.
@@ -299,8 +344,15 @@ impl<P: Projection> Core<P> {
             Err(error) => {
                 tracing::error!(file = %self.path.display(), error = %chain(&error), "a commit failed");
                 let why = chain(&error);
+                self.health.failed(self.clock.instant(), &why);
+                let logged = matches!(error, StoreError::Unapplied(_));
                 for (_, _, reply) in group {
-                    drop(reply.send(Err(StoreError::Unwritable(why.clone()))));
+                    let why = why.clone();
+                    drop(reply.send(Err(if logged {
+                        StoreError::Unapplied(why)
+                    } else {
+                        StoreError::Unwritable(why)
+                    })));
                 }
             }
         }
@@ -311,10 +363,11 @@ impl<P: Projection> Core<P> {
         self.projection.trim(&self.rows, &mut facts)?;
         let time = self.clock.now();
         let index = self.log.append(&facts, time).map_err(StoreError::sqlite(
-            "cannot append to the log of",
+            "cannot append to the log beside",
             &self.path,
         ))?;
         self.apply(index, time, &facts)
+            .map_err(|error| StoreError::Unapplied(chain(&error)))
     }
 
     fn catch_up(&mut self) -> Result<(), StoreError> {

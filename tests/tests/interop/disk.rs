@@ -1,0 +1,156 @@
+//! Disks that are full, on small file systems of their own: nothing is acknowledged that is not stored, it
+//! shows, and all goes on by itself when there is room again.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nexus_tests::{
+    fleet::{Fleet, SOON},
+    poll,
+};
+
+/// A small file system over a folder.
+struct Small(PathBuf);
+
+impl Small {
+    fn over(dir: &Path) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=32m,mode=0700", "tmpfs"])
+            .arg(dir)
+            .output()
+            .unwrap();
+        assert!(mount.status.success(), "{mount:?}");
+        Self(dir.to_owned())
+    }
+
+    fn fill(&self) {
+        let mut filler = File::create(self.0.join("filler")).unwrap();
+        while filler.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Programs that are still being killed hold it: detach it now.
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
+    }
+}
+
+async fn readings(fleet: &Fleet) -> usize {
+    let sql = "SELECT time FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds'";
+    fleet.query(sql).await.unwrap().len()
+}
+
+#[tokio::test]
+async fn a_collector_without_room_loses_nothing_and_recovers_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Small::over(&dir.path().join("collector"));
+    let mut fleet = Fleet::new_in(dir, &[]).await.unwrap();
+    fleet.add("alpha", &["interval=1s"]).await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    fleet
+        .eventually("SELECT 1 FROM packages LIMIT 1", |rows| !rows.is_empty())
+        .await
+        .unwrap();
+    small.fill();
+    poll::until_ok("word that nothing can be stored", SOON, || async {
+        match fleet.page("/readyz").await {
+            Ok(page) => Err(page),
+            Err(fault) if fault.to_string().contains("full") => Ok(()),
+            Err(fault) => Err(fault.to_string()),
+        }
+    })
+    .await
+    .unwrap();
+    let said = fleet
+        .ctl
+        .run(&["run", "--yes", "--all", "--", "true"])
+        .await
+        .unwrap();
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("full"), "{said:?}");
+    let page = fleet.page("/metrics").await.unwrap();
+    let failed = page
+        .lines()
+        .filter(|line| line.starts_with("nexus_commits_failed_total{"));
+    assert!(failed.clone().any(|line| !line.ends_with(" 0")), "{page}");
+    let before = readings(&fleet).await;
+    small.free();
+    poll::until_ok("readiness", SOON, || async {
+        fleet
+            .page("/readyz")
+            .await
+            .map_err(|fault| fault.to_string())
+    })
+    .await
+    .unwrap();
+    poll::until("what was spooled meanwhile", SOON, || async {
+        (readings(&fleet).await > before + 3).then_some(())
+    })
+    .await
+    .unwrap();
+    let (said, _) = fleet.job(&["--all"], &["true"]).await.unwrap();
+    assert_eq!(said.code, 0, "{said:?}");
+    let lanes = "SELECT lane, seq, records FROM lanes WHERE seq <> records";
+    assert!(fleet.query(lanes).await.unwrap().is_empty());
+    assert!(fleet.query("SELECT * FROM gaps").await.unwrap().is_empty());
+    let times = "SELECT value FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds' ORDER BY time";
+    let times = fleet.query(times).await.unwrap();
+    let times: Vec<f64> = times
+        .iter()
+        .map(|row| row["value"].as_f64().unwrap())
+        .collect();
+    let holes: Vec<_> = times
+        .windows(2)
+        .filter(|pair| pair[1] - pair[0] > 1.9)
+        .collect();
+    assert!(holes.is_empty(), "{holes:?}");
+}
+
+#[tokio::test]
+async fn an_agent_without_room_says_so_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Small::over(&dir.path().join("alpha"));
+    let mut fleet = Fleet::new_in(dir, &[]).await.unwrap();
+    fleet.add("alpha", &["interval=1s"]).await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    small.fill();
+    poll::until_ok("the agent's complaint", SOON, || {
+        let log = fleet.agents[0].log_text();
+        let said = log.contains("metrics cannot be stored") && log.contains("No space left");
+        std::future::ready(if said { Ok(()) } else { Err(log) })
+    })
+    .await
+    .unwrap();
+    // Its ledger may have room left in its last block, or not: it runs, or it does not, and it is known which.
+    let ran = fleet.dir().join("ran");
+    let append = format!("echo ran >> {}", ran.display());
+    let (_, document) = fleet
+        .job(&["--all", "--expires", "3s"], &["sh", "-c", &append])
+        .await
+        .unwrap();
+    let state = document["runs"][0]["state"].as_str().unwrap().to_owned();
+    let times = fs::read_to_string(&ran).unwrap_or_default().lines().count();
+    assert_eq!(times, usize::from(state == "succeeded"), "{document}");
+    small.free();
+    let sql = "SELECT message FROM events WHERE kind = 'spool_recovered'";
+    let rows = fleet
+        .eventually(sql, |rows| !rows.is_empty())
+        .await
+        .unwrap();
+    assert!(
+        rows[0]["message"].as_str().unwrap().contains("metrics"),
+        "{rows:?}"
+    );
+    let (said, document) = fleet.job(&["--all"], &["true"]).await.unwrap();
+    assert_eq!(said.code, 0, "{document}");
+}
