@@ -31,3 +31,6 @@ mod soak;
 #[cfg(test)]
 #[path = "e2e/stolen.rs"]
 mod stolen;
+#[cfg(test)]
+#[path = "e2e/waiting.rs"]
+mod waiting;

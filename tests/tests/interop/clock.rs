@@ -107,3 +107,44 @@ async fn at_half_of_its_life_a_certificate_is_renewed_without_a_break() {
     let serials = fleet.query(serials).await.unwrap();
     assert_eq!(serials[0]["n"], 2, "{serials:?}");
 }
+
+#[tokio::test]
+async fn a_session_survives_a_clock_that_jumps_and_a_new_one_says_by_how_much() {
+    let mut fleet = Fleet::new(&[]).await.unwrap();
+    let clock = fleet.dir().join("clock");
+    let agent = with_own_clock(&fleet, &clock);
+    fleet.join(agent).await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    for jump in ["+25h", "-25h"] {
+        fs::write(&clock, jump).unwrap();
+        let lane = "SELECT seq FROM lanes WHERE lane = 'metrics'";
+        let before = fleet.query(lane).await.unwrap()[0]["seq"].as_u64().unwrap();
+        fleet
+            .eventually(lane, |rows| rows[0]["seq"].as_u64().unwrap() > before + 3)
+            .await
+            .unwrap();
+        assert_eq!(fleet.node("alpha").await.unwrap()["state"], "connected");
+    }
+    let log = fleet.agents[0].log_text();
+    assert_eq!(log.matches("session opened").count(), 1, "{log}");
+
+    // By a clock that is a day behind, the collector's certificate is not valid yet.
+    fleet.collector.kill().await.unwrap();
+    fleet.collector.start().await.unwrap();
+    poll::until_ok("word of the clocks", SOON, || {
+        let log = fleet.agents[0].log_text();
+        let line = log
+            .lines()
+            .rev()
+            .find(|line| line.contains("no session"))
+            .unwrap_or_default();
+        let said = line.contains("is valid from") && line.contains("this machine's clock says");
+        std::future::ready(if said { Ok(()) } else { Err(log) })
+    })
+    .await
+    .unwrap();
+    fs::write(&clock, "+0").unwrap();
+    fleet.connected("alpha").await.unwrap();
+    let (said, _) = fleet.job(&["--all"], &["true"]).await.unwrap();
+    assert_eq!(said.code, 0, "{said:?}");
+}

@@ -49,6 +49,33 @@ impl Cable {
         }
     }
 
+    fn run(&self, namespace: &str, line: &str) {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]);
+        succeeds(command.args(line.split(' ')));
+    }
+
+    /// So many of a hundred packets are lost, either way.
+    fn lose(&self, percent: u32) {
+        for namespace in [&self.here, &self.there] {
+            self.run(namespace, "nft add table inet loss");
+            self.run(
+                namespace,
+                "nft add chain inet loss in { type filter hook input priority 0 ; }",
+            );
+            let rule = format!(
+                "nft add rule inet loss in iifname cable numgen random mod 100 < {percent} drop"
+            );
+            self.run(namespace, &rule);
+        }
+    }
+
+    /// The agent's side gets another address, as a laptop on another network does.
+    fn move_to(&self, address: &str) {
+        self.run(&self.there, "ip addr flush dev cable");
+        self.run(&self.there, &format!("ip addr add {address}/24 dev cable"));
+    }
+
     /// No UDP leaves the agent's side from now on, or it does again.
     fn block_udp(&self, block: bool) {
         let rules: &[&str] = if block {
@@ -165,4 +192,114 @@ async fn an_idle_agent_notices_too() {
         .unwrap();
     cable.block_udp(true);
     on(&fleet, "tcp", FALLBACK).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_moves_keeps_its_session() {
+    let cable = Cable::new(4);
+    let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
+    let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
+    fleet.join(agent).await.unwrap();
+    on(&fleet, "quic", SOON).await;
+    cable.move_to("10.77.0.9");
+    let (said, document) = fleet
+        .job(&["--all"], &["echo", "from elsewhere"])
+        .await
+        .unwrap();
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(
+        document["runs"][0]["stdout"], "from elsewhere\n",
+        "{document}"
+    );
+    let log = fleet.agents[0].log_text();
+    assert_eq!(log.matches("session opened").count(), 1, "{log}");
+    nothing_lost_soon(&fleet).await;
+}
+
+#[tokio::test]
+async fn a_third_of_all_packets_lost_loses_nothing() {
+    let cable = Cable::new(5);
+    let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
+    let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
+    fleet.join(agent).await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    cable.lose(30);
+    for _ in 0..3 {
+        let lines = "for i in 1 2 3 4 5 6 7 8 9; do echo $i; done";
+        let (said, document) = fleet.job(&["--all"], &["sh", "-c", lines]).await.unwrap();
+        assert_eq!(said.code, 0, "{said:?}");
+        assert_eq!(
+            document["runs"][0]["stdout"], "1\n2\n3\n4\n5\n6\n7\n8\n9\n",
+            "{document}"
+        );
+    }
+    nothing_lost_soon(&fleet).await;
+}
+
+#[tokio::test]
+async fn a_restarted_collector_is_noticed_at_the_next_packet() {
+    let cable = Cable::new(6);
+    let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
+    let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
+    fleet.join(agent).await.unwrap();
+    on(&fleet, "quic", SOON).await;
+    fleet.collector.kill().await.unwrap();
+    fleet.collector.start().await.unwrap();
+    on(&fleet, "quic", FALLBACK).await;
+    let log = fleet.agents[0].log_text();
+    assert!(log.contains("no longer knows the connection"), "{log}");
+    nothing_lost_soon(&fleet).await;
+}
+
+#[tokio::test]
+async fn large_packets_that_vanish_do_not_stop_a_session() {
+    let cable = Cable::new(7);
+    let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
+    let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
+    fleet.join(agent).await.unwrap();
+    on(&fleet, "quic", SOON).await;
+    for namespace in [&cable.here, &cable.there] {
+        cable.run(namespace, "nft add table inet hole");
+        let chain = "nft add chain inet hole in { type filter hook input priority 0 ; }";
+        cable.run(namespace, chain);
+        let rule =
+            "nft add rule inet hole in iifname cable meta l4proto udp meta length > 1300 drop";
+        cable.run(namespace, rule);
+    }
+    let lines = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i and some more words to fill the packets; done";
+    let (said, document) = fleet.job(&["--all"], &["sh", "-c", lines]).await.unwrap();
+    assert_eq!(said.code, 0, "{said:?}");
+    let output = document["runs"][0]["stdout"].as_str().unwrap();
+    assert_eq!(output.lines().count(), 2000);
+    nothing_lost_soon(&fleet).await;
+}
+
+#[tokio::test]
+async fn a_tcp_peer_that_falls_silent_is_given_up() {
+    let cable = Cable::new(8);
+    let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
+    let settings = ["interval=1s", "transport=tcp"];
+    let agent = Agent::new(fleet.dir(), "alpha", &settings).within(&cable.there);
+    fleet.join(agent).await.unwrap();
+    on(&fleet, "tcp", SOON).await;
+    // Neither side hears of the other's end: no reset, no farewell.
+    cable.run(&cable.there, "ip link set cable down");
+    poll::until_ok("the agent's giving up", SOON, || {
+        let log = fleet.agents[0].log_text();
+        let given_up = log.contains("the session ended") && log.contains("no session");
+        std::future::ready(if given_up { Ok(()) } else { Err(log) })
+    })
+    .await
+    .unwrap();
+    fleet.in_state("alpha", "disconnected").await.unwrap();
+    cable.run(&cable.there, "ip link set cable up");
+    on(&fleet, "tcp", 2 * SOON).await;
+    nothing_lost_soon(&fleet).await;
+}
+
+/// As [`nothing_lost`], once there is enough to look at.
+async fn nothing_lost_soon(fleet: &Fleet) {
+    let sql = "SELECT time FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds'";
+    fleet.eventually(sql, |rows| rows.len() > 12).await.unwrap();
+    nothing_lost(fleet).await;
 }
