@@ -11,6 +11,7 @@ pub mod fault;
 pub mod figure;
 pub mod fleet;
 pub mod poll;
+pub mod powercut;
 pub mod process;
 pub mod programs;
 pub mod soak;

@@ -14,6 +14,9 @@ mod network;
 #[path = "interop/node_exporter.rs"]
 mod node_exporter;
 #[cfg(test)]
+#[path = "interop/powercut.rs"]
+mod powercut;
+#[cfg(test)]
 #[path = "interop/prometheus.rs"]
 mod prometheus;
 #[cfg(test)]
