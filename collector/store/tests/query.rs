@@ -218,6 +218,10 @@ async fn views_span_the_shards() {
         world.all("SELECT sum(nodes), sum(slots) FROM shards").await,
         [[Value::Integer(6), Value::Integer(4096)]]
     );
+    let shards = world
+        .all("SELECT count(*), min(applied_index) >= 0 FROM shards")
+        .await;
+    assert_eq!(shards, [[Value::Integer(3), Value::Integer(1)]]);
     assert_eq!(
         world.all("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9) SELECT sum(i) FROM n").await,
         [[Value::Integer(45)]]

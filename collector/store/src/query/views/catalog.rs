@@ -329,13 +329,14 @@ pub(super) fn shards() -> View {
             number(
                 "applied_index",
                 "the log row its projections have reached",
-                "t.value",
+                // A shard nothing was ever written to has none, and is a shard all the same.
+                "coalesce((SELECT value FROM {s}.meta WHERE key = 'applied'), 0)",
             ),
         ],
         tables: vec!["meta".to_owned(), "nodes".to_owned(), "slots".to_owned()],
-        from: "{s}.meta t".to_owned(),
-        now: "t.key = 'applied'",
-        then: "t.key = 'applied'",
+        from: "(SELECT 1)".to_owned(),
+        now: "1",
+        then: "1",
         node: None,
     }
 }
