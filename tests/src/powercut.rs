@@ -72,6 +72,7 @@ impl Recording {
             root,
             places: BTreeMap::new(),
             sizes: BTreeMap::new(),
+            begun: BTreeMap::new(),
         };
         let calls = text.lines().filter_map(|line| reader.read(line));
         Ok(Self {
@@ -115,11 +116,31 @@ struct Reader<'a> {
     /// Where the next write of a descriptor goes; `None`: to the end.
     places: BTreeMap<String, Option<usize>>,
     sizes: BTreeMap<PathBuf, usize>,
+    /// Calls that have not returned yet, by thread.
+    begun: BTreeMap<String, String>,
 }
 
 impl Reader<'_> {
+    /// A call that another thread's interrupts is told in two lines; it counts when it has returned.
     fn read(&mut self, line: &str) -> Option<Call> {
-        let (_, call) = line.split_once(' ')?;
+        let (thread, call) = line.split_once(' ')?;
+        if let Some(begun) = call.strip_suffix(" <unfinished ...>") {
+            self.begun
+                .insert(thread.to_owned(), begun.trim().to_owned());
+            return None;
+        }
+        if let Some((_, rest)) = call
+            .trim_start()
+            .strip_prefix("<... ")
+            .and_then(|c| c.split_once(" resumed>"))
+        {
+            let whole = format!("{}{rest}", self.begun.remove(thread)?);
+            return self.call(&whole);
+        }
+        self.call(call)
+    }
+
+    fn call(&mut self, call: &str) -> Option<Call> {
         let (name, rest) = call.trim_start().split_once('(')?;
         let (arguments, result) = rest.rsplit_once(" = ")?;
         let arguments = arguments.trim_end().strip_suffix(')')?;
@@ -448,6 +469,7 @@ mod tests {
             root: Path::new("/d"),
             places: BTreeMap::new(),
             sizes: BTreeMap::new(),
+            begun: BTreeMap::new(),
         };
         let open = r#"7 openat(AT_FDCWD<\x2f>, "\x2f\x64\x2f\x66", O_WRONLY|O_CREAT|O_APPEND, 0600) = 5<\x2f\x64\x2f\x66>"#;
         assert_eq!(reader.read(open), Some(Call::Create("/d/f".into())));
@@ -455,6 +477,9 @@ mod tests {
         let expected = |offset| Some(Call::Write("/d/f".into(), offset, b"ab".to_vec()));
         assert_eq!(reader.read(write), expected(0));
         assert_eq!(reader.read(write), expected(2));
+        let begun = r#"7 write(5<\x2f\x64\x2f\x66>, "\x61\x62", 2 <unfinished ...>"#;
+        assert_eq!(reader.read(begun), None);
+        assert_eq!(reader.read(r#"7 <... write resumed>) = 2"#), expected(4));
         let promise = r#"7 write(1<\x70>, "\x61\x0a", 2) = 2"#;
         assert_eq!(reader.read(promise), Some(Call::Promise("a".to_owned())));
         assert_eq!(

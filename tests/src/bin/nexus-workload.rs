@@ -13,10 +13,16 @@ use nexus_agent::{
     spool::{LaneConfig, Spool, SpoolConfig},
 };
 use nexus_proto::{
-    ids::{JobId, Lane, RunKey},
+    ids::{Incarnation, JobId, Lane, NodeId, RunKey},
     metrics::{Sample, SeriesKey, SeriesType, Snapshot},
-    record::{Body, Event, Section},
+    operator::v1::AuditRow,
+    record::{Body, Event, Record, Section},
     time::Timestamp,
+};
+use nexus_runtime::clock::Clock;
+use nexus_store::{
+    Layout, Store,
+    entry::{NodeEnrolled, Records},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -26,7 +32,7 @@ const START: Timestamp = Timestamp(1_700_000_000_000);
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     let [_, what, dir, seed] = args.as_slice() else {
-        return failed("usage: nexus-workload spool|ledger DIR SEED");
+        return failed("usage: nexus-workload spool|ledger|store DIR SEED");
     };
     let Ok(seed) = seed.parse() else {
         return failed("the seed is no number");
@@ -35,6 +41,7 @@ fn main() -> ExitCode {
     let result = match what.as_str() {
         "spool" => spool(Path::new(dir), chance),
         "ledger" => ledger(Path::new(dir), chance),
+        "store" => store(Path::new(dir), chance),
         _ => Err(format!("there is no work `{what}`")),
     };
     match result {
@@ -173,6 +180,67 @@ fn ledger(dir: &Path, mut chance: StdRng) -> Result<(), String> {
             }
         }
         ledger.compact(now).map_err(fail)?;
+    }
+    Ok(())
+}
+
+fn store(dir: &Path, chance: StdRng) -> Result<(), String> {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .map_err(|error| error.to_string())?
+        .block_on(work_on_store(dir, chance))
+}
+
+async fn work_on_store(dir: &Path, mut chance: StdRng) -> Result<(), String> {
+    let fail = |error: nexus_store::StoreError| error.to_string();
+    Store::create(dir, Layout::new(1)).map_err(fail)?;
+    promise("created - 0")?;
+    let (node, incarnation) = (NodeId::random(), Incarnation::random());
+    let mut seq = 0;
+    for round in 0..3 {
+        let store = Store::open(dir, Clock::system()).map_err(fail)?;
+        if round == 0 {
+            let enrolled = NodeEnrolled {
+                node: node.to_wire(),
+                name: "workload".to_owned(),
+                incarnation: incarnation.to_wire(),
+                time_ms: START.as_ms(),
+                ..NodeEnrolled::default()
+            };
+            store.append_for(node, enrolled).await.map_err(fail)?;
+            promise(&format!("node {node} {incarnation}"))?;
+        }
+        for _ in 0..20 {
+            let mut records = Vec::new();
+            for _ in 0..chance.random_range(1..5) {
+                seq += 1;
+                let body = if chance.random_bool(0.5) {
+                    Body::Metrics(snapshot(&mut chance))
+                } else {
+                    Body::Section(section(START, chance.random_range(1..40)))
+                };
+                let time = START.after(Duration::from_secs(seq));
+                records.push(Record { seq, time, body });
+            }
+            let batch = Records {
+                node,
+                incarnation,
+                // Sections are looked at as they come; which lane brings them is the agent's business.
+                lane: Lane::Inventory,
+                records,
+            };
+            store.append_for(node, batch).await.map_err(fail)?;
+            promise(&format!("committed {seq} 0"))?;
+            if chance.random_bool(0.2) {
+                let row = AuditRow {
+                    action: format!("workload {seq}"),
+                    ..AuditRow::default()
+                };
+                store.audit(row).await.map_err(fail)?;
+                promise(&format!("audited {seq} 0"))?;
+            }
+        }
+        store.close();
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ use nexus_proto::{
     record::{Body, Event, Record},
     time::Timestamp,
 };
+use nexus_runtime::clock::Clock;
+use nexus_store::{QueryOptions, Store};
 use nexus_tests::{powercut::Recording, programs::Programs};
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -176,6 +178,99 @@ async fn a_spool_has_what_it_stored() {
 #[tokio::test]
 async fn a_ledger_knows_what_began() {
     let cuts = at_every_moment("ledger", check_ledger).await;
+    println!("{cuts} cuts");
+    assert!(cuts > 1000, "only {cuts} cuts");
+}
+
+async fn check_store(dir: PathBuf, promises: Vec<String>) -> Result<(), String> {
+    let fail = |error: nexus_store::StoreError| format!("{error:?}");
+    let promised = |word: &str| {
+        let of = format!("{word} ");
+        let found = promises
+            .iter()
+            .rev()
+            .find_map(|promise| promise.strip_prefix(&of));
+        found.map(str::to_owned)
+    };
+    let store = match Store::open(&dir, Clock::system()) {
+        Ok(store) => store,
+        // It was not a store yet, and says so.
+        Err(_) if promised("created").is_none() => return Ok(()),
+        Err(error) => return Err(fail(error)),
+    };
+    if let Some(node) = promised("node") {
+        let (node, incarnation) = node.split_once(' ').unwrap();
+        let node = node.parse().unwrap();
+        let row = store.node(node).map_err(fail)?;
+        row.ok_or("the node is gone")?;
+        let cursors = store
+            .cursors(node, incarnation.parse().unwrap())
+            .map_err(fail)?;
+        let [_, (_, cursor), _] = cursors;
+        let committed = promised("committed").unwrap_or_else(|| "0 0".to_owned());
+        let committed: u64 = committed.split(' ').next().unwrap().parse().unwrap();
+        if cursor < committed {
+            return Err(format!("{committed} was committed, {cursor} is there"));
+        }
+        let lanes = "SELECT seq, records FROM lanes WHERE seq <> records";
+        let mut rows = store
+            .query(lanes, QueryOptions::default())
+            .await
+            .map_err(fail)?;
+        while let Some(batch) = rows.next().await {
+            let batch = batch.map_err(fail)?;
+            if !batch.is_empty() {
+                return Err(format!("records are there twice or not at all: {batch:?}"));
+            }
+        }
+    }
+    if let Some(audited) = promised("audited") {
+        let seq = audited.split(' ').next().unwrap();
+        let sql = format!("SELECT 1 FROM audit WHERE action = 'workload {seq}'");
+        let mut rows = store
+            .query(&sql, QueryOptions::default())
+            .await
+            .map_err(fail)?;
+        let found = rows
+            .next()
+            .await
+            .is_some_and(|batch| batch.is_ok_and(|b| b.len() == 1));
+        if !found {
+            return Err(format!("the audit row of {seq} is gone"));
+        }
+    }
+    let digest = store.digest(0).map_err(fail)?;
+    store.close();
+    drop(store);
+    for file in ["state.db", "state.db-wal", "state.db-shm"] {
+        drop(std::fs::remove_file(dir.join("shards/0").join(file)));
+    }
+    let store = Store::open(&dir, Clock::system()).map_err(fail)?;
+    if store.digest(0).map_err(fail)? != digest {
+        return Err("what is made anew from the log differs".to_owned());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_store_has_what_it_committed() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut cuts = 0;
+    for seed in 1..=SEEDS {
+        let recording = record("store", dir.path(), seed).await;
+        // Every third: opening a store takes longer than the rest together.
+        for calls in (0..=recording.len()).step_by(3) {
+            let mut chance = StdRng::seed_from_u64(seed << 32 | u64::try_from(calls).unwrap());
+            let left = dir.path().join("left");
+            let promises = recording.cut(calls, &left, &mut chance).unwrap();
+            let promises = promises.into_iter().map(str::to_owned).collect();
+            if let Err(why) = check_store(left.clone(), promises).await {
+                panic!("seed {seed}, after {calls} calls: {why}");
+            }
+            std::fs::remove_dir_all(&left).unwrap();
+            cuts += 1;
+        }
+    }
     println!("{cuts} cuts");
     assert!(cuts > 1000, "only {cuts} cuts");
 }
