@@ -46,7 +46,7 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key {
         name: "shards",
-        kind: Kind::Integer { min: 1, max: 64 },
+        kind: Kind::Integer { min: 1, max: 8 },
         default: "4",
         unit: "shards",
         about: "how many shards init makes",
