@@ -20,6 +20,7 @@ use nexus_store::{
     entry::{CollectorStarted, ControlEntry},
 };
 use nexus_transport::{AgentPort, OperatorPort, ResetKeys};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc},
@@ -53,6 +54,7 @@ const REFUSED: usize = 256;
 
 /// Runs until told to stop.
 pub(crate) fn serve(config: Config, clock: Clock) -> Outcome {
+    raise_descriptor_limit();
     let folder = Folder::new(&config.state_dir);
     let instance = init::instance_of(&folder, &config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -64,6 +66,23 @@ pub(crate) fn serve(config: Config, clock: Clock) -> Outcome {
     // What blocks a thread past the deadline does not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
+}
+
+/// Every connection takes a descriptor: whatever the machine allows is taken, since the usual soft limit of
+/// 1024 stems from programs that use select(2).
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => tracing::debug!(
+            descriptors = limit.maximum,
+            "raised the limit of open files"
+        ),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
 }
 
 async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -> Outcome {

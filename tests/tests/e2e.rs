@@ -32,5 +32,8 @@ mod soak;
 #[path = "e2e/stolen.rs"]
 mod stolen;
 #[cfg(test)]
+#[path = "e2e/strangers.rs"]
+mod strangers;
+#[cfg(test)]
 #[path = "e2e/waiting.rs"]
 mod waiting;

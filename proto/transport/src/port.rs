@@ -531,7 +531,8 @@ fn handshake_given_up(serving: &Serving, remote: SocketAddr, transport: Transpor
         .counters()
         .handshakes_failed
         .fetch_add(1, Ordering::Relaxed);
-    tracing::info!(%remote, %transport, why, "handshake failed");
+    // Counted; a line each would let any stranger fill the log.
+    tracing::debug!(%remote, %transport, why, "handshake failed");
 }
 
 fn not_admitted(
