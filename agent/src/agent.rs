@@ -42,6 +42,7 @@ use crate::{
     sample::{SampleConfig, Sampler},
     session::{self, Keeper, Reach, State},
     spool::Spool,
+    trouble::Troubles,
 };
 
 /// From one look at the inventory to the next.
@@ -98,6 +99,7 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
         runs,
         keeper,
         wanted,
+        troubles,
     } = parts;
     // The session outlives what feeds it.
     let hang_up = CancellationToken::new();
@@ -111,13 +113,14 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
         metrics(
             config.interval,
             Arc::clone(&spool),
+            Arc::clone(&troubles),
             clock.clone(),
             tasks.token(),
         ),
     );
     tasks.spawn_essential(
         "inventory",
-        watch_inventory(Arc::clone(&spool), wanted, clock, tasks.token()),
+        watch_inventory(Arc::clone(&spool), wanted, troubles, clock, tasks.token()),
     );
     tasks.spawn("watchdog", watchdog(Arc::clone(&spool), tasks.token()));
     tasks.spawn("status", status(state, tasks.token()));
@@ -151,6 +154,7 @@ struct Parts {
     runs: Runs,
     keeper: Keeper,
     wanted: Arc<Wanted>,
+    troubles: Arc<Troubles>,
 }
 
 impl Parts {
@@ -202,6 +206,7 @@ impl Parts {
             },
         );
         let wanted = Arc::new(Wanted::default());
+        let troubles = Arc::new(Troubles::default());
         let around = session::Surroundings {
             folder,
             member,
@@ -210,6 +215,7 @@ impl Parts {
             spool: Arc::clone(&spool),
             runs: runs.clone(),
             wanted: Arc::clone(&wanted),
+            troubles: Arc::clone(&troubles),
             facts,
             boot_id: leftover::boot_id().unwrap_or_default(),
             clock: clock.clone(),
@@ -225,6 +231,7 @@ impl Parts {
             runs,
             keeper,
             wanted,
+            troubles,
         })
     }
 }
@@ -252,6 +259,7 @@ async fn ended(task: impl Future<Output = ()>, told: CancellationToken) -> io::R
 async fn metrics(
     every: Duration,
     spool: Arc<Spool>,
+    troubles: Arc<Troubles>,
     clock: Clock,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -261,7 +269,7 @@ async fn metrics(
     });
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut trouble = Trouble::new("metrics");
+    let mut storing = Storing::new("metrics", troubles);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -269,7 +277,7 @@ async fn metrics(
         }
         let now = clock.now();
         let stored = spool.append(now, Body::Metrics(sampler.sample(now)));
-        trouble.note(stored, now, &spool);
+        storing.note(stored, now, &spool);
     }
 }
 
@@ -277,12 +285,13 @@ async fn metrics(
 async fn watch_inventory(
     spool: Arc<Spool>,
     wanted: Arc<Wanted>,
+    troubles: Arc<Troubles>,
     clock: Clock,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let mut inventory = Inventory::new(&InventoryConfig::default(), &spool.sections());
     let mut waiting: BTreeMap<String, Section> = BTreeMap::new();
-    let mut trouble = Trouble::new("inventory");
+    let mut storing = Storing::new("inventory", troubles);
     let mut wait = INVENTORY_FIRST;
     loop {
         inventory.resend(&wanted.take());
@@ -293,7 +302,7 @@ async fn watch_inventory(
         waiting.retain(|_, section| {
             let now = clock.now();
             let stored = spool.append(now, Body::Section(section.clone()));
-            !trouble.note(stored, now, &spool)
+            !storing.note(stored, now, &spool)
         });
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -305,16 +314,18 @@ async fn watch_inventory(
 
 /// Says once that something cannot be stored, and once that it can be again: what was missed meanwhile is an
 /// event, so that the hole is explained where it shows.
-struct Trouble {
+struct Storing {
     what: &'static str,
+    troubles: Arc<Troubles>,
     since: Option<Timestamp>,
     missed: u64,
 }
 
-impl Trouble {
-    fn new(what: &'static str) -> Self {
+impl Storing {
+    fn new(what: &'static str, troubles: Arc<Troubles>) -> Self {
         Self {
             what,
+            troubles,
             since: None,
             missed: 0,
         }
@@ -331,7 +342,9 @@ impl Trouble {
         match (stored, self.since) {
             (Err(error), since) => {
                 if since.is_none() {
-                    tracing::error!(error = %errors::chain(&error), "{what} cannot be stored");
+                    let why = errors::chain(&error).to_string();
+                    tracing::error!(error = why, "{what} cannot be stored");
+                    self.troubles.begin(what, why);
                     self.since = Some(now);
                 }
                 self.missed += 1;
@@ -347,7 +360,9 @@ impl Trouble {
                 if let Err(error) = spool.event(now, "spool_recovered", &message) {
                     tracing::error!(error = %errors::chain(&error), "an event cannot be stored");
                 }
-                *self = Self::new(what);
+                self.troubles.end(what);
+                self.since = None;
+                self.missed = 0;
                 true
             }
         }

@@ -17,3 +17,4 @@ pub mod runs;
 pub mod sample;
 pub mod session;
 pub mod spool;
+pub mod trouble;

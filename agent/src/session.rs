@@ -37,6 +37,7 @@ use crate::{
     inventory::Wanted,
     runs::Runs,
     spool::Spool,
+    trouble::Troubles,
 };
 
 /// How long a node that is not wanted waits before it asks again, at least.
@@ -59,6 +60,8 @@ pub struct Surroundings {
     pub runs: Runs,
     /// Inventory the collector asked for.
     pub wanted: Arc<Wanted>,
+    /// What does not work.
+    pub troubles: Arc<Troubles>,
     /// What the node table shows at first.
     pub facts: NodeFacts,
     /// The kernel's.

@@ -285,6 +285,7 @@ impl Parts {
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             folder: folder.clone(),
+            registry: Arc::clone(&registry),
             seen: seen.clone(),
         };
         Ok(Self {

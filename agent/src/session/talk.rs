@@ -55,6 +55,9 @@ pub(super) async fn talk(
         grants: Grants::new(open.granted),
         waiting: VecDeque::new(),
     };
+    if !around.troubles.text().is_empty() {
+        control.health();
+    }
     loop {
         control.grant();
         let ended = tokio::select! {
@@ -80,6 +83,10 @@ pub(super) async fn talk(
                 Err(_) => End::Lost("the session's call ended".to_owned()),
             },
             () = around.runs.ended() => continue,
+            () = around.troubles.changed() => {
+                control.health();
+                continue;
+            }
             next = next.as_mut() => return Ok(Box::new(next)),
             never = results.as_mut() => match never {},
             never = inventory.as_mut() => match never {},
@@ -115,6 +122,15 @@ impl Control<'_> {
             let credit = wire::DispatchCredit { dispatches };
             self.waiting.push_back(agent_frame::Kind::Credit(credit));
         }
+    }
+
+    /// Tells what does not work, or that everything does again.
+    fn health(&mut self) {
+        let trouble = self.around.troubles.text();
+        self.waiting
+            .retain(|kind| !matches!(kind, agent_frame::Kind::Health(_)));
+        self.waiting
+            .push_back(agent_frame::Kind::Health(wire::Health { trouble }));
     }
 
     fn take(&mut self, frame: wire::CollectorFrame) -> Option<Goodbye> {

@@ -69,6 +69,7 @@ impl Operators {
         let nodes: Vec<Node> = rows
             .into_iter()
             .filter(|row| selector.matches(&row.labels))
+            .map(|row| self.with_trouble(row, as_of))
             .map(to_wire)
             .filter(|node| fields.is_empty() || matches_fields(&fields, node))
             .take(limit)
@@ -79,6 +80,16 @@ impl Operators {
                 nodes: nodes.to_vec(),
             })
             .collect())
+    }
+
+    /// What a connected agent complains of is why its state is not all it should be.
+    fn with_trouble(&self, mut row: NodeRow, as_of: Option<Timestamp>) -> NodeRow {
+        if as_of.is_none()
+            && let Some(session) = self.registry.get(row.id)
+        {
+            row.state_reason = session.trouble();
+        }
+        row
     }
 
     /// Changes a node's labels.

@@ -88,6 +88,7 @@ pub(crate) struct Metrics {
     pub(crate) commits_failed: Family<ByQueue, Count>,
     pub(crate) log_bytes: Level,
     pub(crate) nodes: Level,
+    pub(crate) nodes_in_trouble: Level,
     pub(crate) jobs_active: Level,
     pub(crate) jobs_submitted: Count,
     pub(crate) runs_ended: Family<ByState, Count>,
@@ -184,6 +185,11 @@ impl Metrics {
             self.log_bytes.clone(),
         );
         r.register("nodes", "Enrolled nodes", self.nodes.clone());
+        r.register(
+            "nodes_in_trouble",
+            "Connected nodes whose agent cannot do all of its work",
+            self.nodes_in_trouble.clone(),
+        );
         r.register(
             "jobs_active",
             "Jobs that have not ended",

@@ -3,7 +3,10 @@
 use std::{
     fs,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use nexus_proto::time::Timestamp;
@@ -16,7 +19,7 @@ use super::{
     nodes::{NodeReport, Report},
     server::Source,
 };
-use crate::{folder::Folder, ports::Seen};
+use crate::{folder::Folder, ports::Seen, sessions::registry::Registry};
 
 /// The pages' view of the program.
 pub(crate) struct Pages {
@@ -26,6 +29,7 @@ pub(crate) struct Pages {
     pub(crate) tasks: Tasks,
     pub(crate) folder: Folder,
     pub(crate) seen: Seen,
+    pub(crate) registry: Arc<Registry>,
 }
 
 impl Source for Pages {
@@ -67,6 +71,13 @@ impl Source for Pages {
                     .nodes
                     .set(i64::try_from(nodes).unwrap_or(i64::MAX));
             }
+            let sessions = self.registry.all();
+            let in_trouble = sessions
+                .iter()
+                .filter(|session| !session.trouble().is_empty());
+            self.metrics
+                .nodes_in_trouble
+                .set(i64::try_from(in_trouble.count()).unwrap_or(i64::MAX));
             publish(&self.metrics, "agents", &self.seen.agents);
             publish(&self.metrics, "operators", &self.seen.operators);
             for (queue, depth) in self.store.queues() {

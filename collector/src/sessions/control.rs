@@ -427,6 +427,15 @@ fn take(
             tracing::debug!(node = %session.node, version = held.policy_version, "the agent holds the signer policy");
             Ok(())
         }
+        Some(wire::agent_frame::Kind::Health(health)) => {
+            if health.trouble.is_empty() {
+                tracing::info!(node = %session.node, "the agent is out of trouble");
+            } else {
+                tracing::warn!(node = %session.node, trouble = health.trouble, "the agent is in trouble");
+            }
+            session.set_trouble(&health.trouble);
+            Ok(())
+        }
         Some(wire::agent_frame::Kind::Hello(_)) => Err("a session has one Hello"),
         // A kind this version does not know.
         None => Ok(()),

@@ -17,6 +17,7 @@ use std::{
 use nexus_proto::{
     agent::v1 as wire,
     ids::{Incarnation, NodeId, SessionId},
+    limits,
     time::Timestamp,
 };
 use tokio::sync::{mpsc, watch};
@@ -49,6 +50,7 @@ pub(crate) struct Session {
     pub(crate) certificate_expires: Timestamp,
     outbox: mpsc::Sender<wire::CollectorFrame>,
     dispatch_credit: AtomicU32,
+    trouble: Mutex<String>,
     end: watch::Sender<Option<End>>,
     ended: CancellationToken,
 }
@@ -82,10 +84,23 @@ impl Session {
             certificate_expires: opening.certificate_expires,
             outbox,
             dispatch_credit: AtomicU32::new(opening.dispatch_credit),
+            trouble: Mutex::default(),
             end: watch::Sender::new(None),
             ended: CancellationToken::new(),
         };
         (Arc::new(session), frames)
+    }
+
+    /// What keeps the agent from its work, in its own words; empty: nothing.
+    pub(crate) fn trouble(&self) -> String {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The agent said so.
+    pub(crate) fn set_trouble(&self, text: &str) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = text.chars().take(limits::REASON_BYTES / 4).collect();
     }
 
     /// Queues a frame; `false` when the agent does not read, and so will have to come back.

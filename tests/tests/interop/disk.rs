@@ -131,6 +131,22 @@ async fn an_agent_without_room_says_so_and_goes_on() {
     })
     .await
     .unwrap();
+    poll::until_ok("the trouble in the node table", SOON, || async {
+        let node = fleet
+            .node("alpha")
+            .await
+            .map_err(|fault| fault.to_string())?;
+        let reason = node["state_reason"].as_str().unwrap_or_default();
+        if reason.contains("metrics: ") && reason.contains("No space left") {
+            Ok(())
+        } else {
+            Err(node.to_string())
+        }
+    })
+    .await
+    .unwrap();
+    let page = fleet.page("/metrics").await.unwrap();
+    assert!(page.contains("nexus_nodes_in_trouble 1\n"), "{page}");
     // Its ledger may have room left in its last block, or not: it runs, or it does not, and it is known which.
     let ran = fleet.dir().join("ran");
     let append = format!("echo ran >> {}", ran.display());
