@@ -499,3 +499,39 @@ async fn a_folder_has_one_store_and_one_user() {
     ));
     assert!(Store::open(&path.join("none"), Clock::system()).is_err());
 }
+
+#[tokio::test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it makes a file of an older version, behind the store's back"
+)]
+async fn projections_of_an_older_version_are_made_anew_from_the_log() {
+    let world = World::new().await;
+    world
+        .report(Lane::Inventory, vec![record(1, packages(&["bash"]))])
+        .await;
+    let digests = |store: &Store| {
+        let digests = (0..store.shards()).map(|shard| store.digest(shard).unwrap());
+        digests.collect::<Vec<_>>()
+    };
+    let before = digests(&world.store);
+    let World {
+        dir, clock, store, ..
+    } = world;
+    store.close();
+    drop(store);
+    for shard in 0..2 {
+        // As the first version left it: without the count of records.
+        let path = dir.path().join(format!("shards/{shard}/state.db"));
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+        let db = rusqlite::Connection::open_with_flags(&path, flags).unwrap();
+        db.execute_batch("ALTER TABLE cursors DROP COLUMN records; PRAGMA user_version = 1;")
+            .unwrap();
+    }
+    let store = Store::open(dir.path(), clock).unwrap();
+    assert_eq!(digests(&store), before);
+    assert!(
+        dir.path().join("shards/0/state.db.v1").exists(),
+        "no backup"
+    );
+}

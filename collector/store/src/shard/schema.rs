@@ -27,8 +27,7 @@ CREATE TABLE node_history (
 );
 CREATE INDEX node_history_by_node ON node_history (node, valid_to_ms);
 CREATE TABLE cursors (
-  node BLOB, incarnation BLOB, lane INTEGER, seq INTEGER NOT NULL, records INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY (node, incarnation, lane)
+  node BLOB, incarnation BLOB, lane INTEGER, seq INTEGER NOT NULL, PRIMARY KEY (node, incarnation, lane)
 ) WITHOUT ROWID;
 CREATE TABLE gaps (
   id INTEGER PRIMARY KEY, node BLOB NOT NULL, incarnation BLOB NOT NULL, lane INTEGER NOT NULL,
@@ -65,6 +64,29 @@ CREATE TABLE chunks (
 CREATE INDEX chunks_by_node ON chunks (node, to_ms);
 ";
 
+/// What counts records was not there from the beginning. Emptied projections are made anew from the log.
+fn second() -> String {
+    let tables = [
+        "meta",
+        "nodes",
+        "node_history",
+        "cursors",
+        "gaps",
+        "sections",
+        "runs",
+        "run_outputs",
+        "events",
+        "dead_letters",
+        "chunks",
+    ];
+    let tables = tables.map(str::to_owned);
+    let tables = tables.into_iter().chain(SCHEMA.iter().map(table_of));
+    let empty: String = tables
+        .map(|table| format!("DELETE FROM {table};"))
+        .collect();
+    format!("ALTER TABLE cursors ADD COLUMN records INTEGER NOT NULL DEFAULT 0;{empty}")
+}
+
 /// The table of a kind of inventory.
 pub(crate) fn table_of(kind: &Kind) -> String {
     format!("inventory_{}", kind.name)
@@ -92,6 +114,6 @@ pub(super) fn format() -> Format {
         name: "file of projections of a shard",
         application: 0x4e58_5348,
         durable: false,
-        steps: vec![first],
+        steps: vec![first, second()],
     }
 }
