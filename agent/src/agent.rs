@@ -302,6 +302,9 @@ async fn watch_inventory(
         waiting.retain(|_, section| {
             let now = clock.now();
             let stored = spool.append(now, Body::Section(section.clone()));
+            if stored.is_ok() {
+                tracing::debug!(kind = section.kind, "a section is to be sent");
+            }
             !storing.note(stored, now, &spool)
         });
         tokio::select! {

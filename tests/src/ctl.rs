@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     collector::Collector,
     fault::{Fault, Outcome},
-    process,
+    process::{self, Process},
     programs::Programs,
 };
 
@@ -63,6 +63,14 @@ impl Ctl {
         let mut command = programs.command_within("nexusctl", self.namespace.as_deref());
         command.env("NEXUSCTL_CONFIG", &self.config).args(args);
         Ok(Said::of(&process::run(&mut command, input).await?))
+    }
+
+    /// Starts it and leaves it running; what it says, both outputs together, goes to `log`.
+    pub async fn start(&self, args: &[&str], log: &Path) -> Outcome<Process> {
+        let programs = Programs::built().await?;
+        let mut command = programs.command_within("nexusctl", self.namespace.as_deref());
+        command.env("NEXUSCTL_CONFIG", &self.config).args(args);
+        Process::start(&mut command, log)
     }
 
     /// Its standard output, when it succeeds.

@@ -10,6 +10,7 @@ pub mod ctl;
 pub mod fault;
 pub mod figure;
 pub mod fleet;
+pub mod page;
 pub mod poll;
 pub mod powercut;
 pub mod process;

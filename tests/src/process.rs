@@ -99,7 +99,8 @@ impl Process {
         }
     }
 
-    async fn wait(&mut self) -> Outcome<ExitStatus> {
+    /// Waits until it ends by itself.
+    pub async fn wait(&mut self) -> Outcome<ExitStatus> {
         let log = self.log.clone();
         tokio::time::timeout(PATIENCE, self.child.wait())
             .await

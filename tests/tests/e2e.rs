@@ -8,6 +8,12 @@ mod command_line;
 #[path = "e2e/demo.rs"]
 mod demo;
 #[cfg(test)]
+#[path = "e2e/endings.rs"]
+mod endings;
+#[cfg(test)]
+#[path = "e2e/inventory.rs"]
+mod inventory;
+#[cfg(test)]
 #[path = "e2e/jobs.rs"]
 mod jobs;
 #[cfg(test)]
@@ -23,6 +29,9 @@ mod queries;
 #[path = "e2e/refused.rs"]
 mod refused;
 #[cfg(test)]
+#[path = "e2e/running.rs"]
+mod running;
+#[cfg(test)]
 #[path = "e2e/settings.rs"]
 mod settings;
 #[cfg(test)]
@@ -34,6 +43,12 @@ mod stolen;
 #[cfg(test)]
 #[path = "e2e/strangers.rs"]
 mod strangers;
+#[cfg(test)]
+#[path = "e2e/truth.rs"]
+mod truth;
+#[cfg(test)]
+#[path = "e2e/views.rs"]
+mod views;
 #[cfg(test)]
 #[path = "e2e/waiting.rs"]
 mod waiting;

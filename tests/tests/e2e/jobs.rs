@@ -71,6 +71,8 @@ async fn a_timeout_ends_the_whole_group() {
         (3, &"timed_out".into()),
         "{said:?}"
     );
+    // Deaf to TERM, it was killed.
+    assert_eq!(run["signal"], 9, "{document}");
     let child = run["stdout"].as_str().unwrap().trim().to_owned();
     assert!(!child.is_empty(), "{document}");
     poll::until("the child's end", nexus_tests::fleet::SOON, || {
@@ -111,14 +113,22 @@ async fn one_request_id_stands_in_all_three_logs() {
         .split(|c: char| !c.is_ascii_hexdigit() && c != '-')
         .find(|w| w.len() == 36);
     let id = id.unwrap_or_else(|| panic!("no request id in {said:?}"));
-    assert!(
-        fleet.collector.log_text().contains(id),
-        "{}",
-        fleet.collector.log_text()
-    );
-    assert!(
-        fleet.agents[0].log_text().contains(id),
-        "{}",
-        fleet.agents[0].log_text()
-    );
+    // The job's whole way, step by step under the one id.
+    let (collector, agent) = (fleet.collector.log_text(), fleet.agents[0].log_text());
+    for (log, steps) in [
+        (
+            &collector,
+            &["SubmitJob", "dispatched", "the job has ended"][..],
+        ),
+        (&agent, &["job admitted", "run started", "run finished"]),
+    ] {
+        let ours: Vec<_> = log.lines().filter(|line| line.contains(id)).collect();
+        let mut last = 0;
+        for step in steps {
+            let at = ours.iter().position(|line| line.contains(step));
+            let at = at.unwrap_or_else(|| panic!("no {step} of {id}: {log}"));
+            assert!(at >= last, "{step} is out of order: {ours:#?}");
+            last = at;
+        }
+    }
 }
