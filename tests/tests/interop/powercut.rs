@@ -12,8 +12,8 @@ use nexus_proto::{
     time::Timestamp,
 };
 use nexus_runtime::clock::Clock;
-use nexus_store::{QueryOptions, Store};
-use nexus_tests::{powercut::Recording, programs::Programs};
+use nexus_store::{QueryOptions, Store, StoreError};
+use nexus_tests::{fleet::SOON, poll, powercut::Recording, programs::Programs};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 /// Cuts at every call of each recording, this often.
@@ -245,7 +245,18 @@ async fn check_store(dir: PathBuf, promises: Vec<String>) -> Result<(), String> 
     for file in ["state.db", "state.db-wal", "state.db-shm"] {
         drop(std::fs::remove_file(dir.join("shards/0").join(file)));
     }
-    let store = Store::open(&dir, Clock::system()).map_err(fail)?;
+    // A query that has just been answered holds the store until its thread has ended.
+    let store = poll::until("the store's release", SOON, || {
+        let opened = Store::open(&dir, Clock::system());
+        std::future::ready(match opened {
+            Err(StoreError::InUse { .. }) => None,
+            other => Some(other),
+        })
+    });
+    let store = store
+        .await
+        .map_err(|fault| fault.to_string())?
+        .map_err(fail)?;
     if store.digest(0).map_err(fail)? != digest {
         return Err("what is made anew from the log differs".to_owned());
     }
