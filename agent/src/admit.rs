@@ -76,6 +76,9 @@ pub enum Refusal {
     /// This node is not among the targets.
     #[error("this node is not among the job's targets")]
     Target(#[from] MerkleError),
+    /// Nobody signed that it may run more than once.
+    #[error("the dispatch is for another execution than the one that was signed")]
+    Again,
     /// There is no proof.
     #[error("the dispatch has no proof that this node is among the job's targets")]
     NoProof,
@@ -156,6 +159,10 @@ fn judge(
     view: &View<'_>,
     taken: impl FnOnce() -> bool,
 ) -> Result<(), Refusal> {
+    // What of a dispatch is not signed must not make one signed job many executions.
+    if (dispatch.occurrence, dispatch.step, dispatch.attempt) != (0, 0, 0) {
+        return Err(Refusal::Again);
+    }
     // Signers were checked against the policy held now, so an older version is no way around a change.
     let held = view.policy.version();
     if job.policy_version > held {
