@@ -177,10 +177,10 @@ where
         let response = self.inner.call(request).await?;
         let code = code_of(&response);
         if effect.is_some_and(is_privileged) && !act.written.load(Ordering::Relaxed) {
-            let detail = serde_json::json!({ "outcome": format!("{code:?}") });
+            let (decision, detail) = verdict(code, response.headers());
             // An act that read only (the audit chain) or came to nothing: its answer does not depend on this.
             if let Err(error) = act
-                .write(act.caller.actor(), String::new(), "allowed", detail)
+                .write(act.caller.actor(), String::new(), decision, detail)
                 .await
             {
                 tracing::error!(error = %errors::chain(&error), "an act could not be written into the audit chain");
@@ -210,6 +210,20 @@ fn rpc_name(path: &str) -> &'static str {
 }
 
 /// An error's code is in the headers; that of an answer that began is OK so far.
+/// What the audit chain says of a privileged call that wrote nothing itself. The caller may make such calls,
+/// but this one, by its contents, may not have been its to make: a job that none of the signers signed.
+fn verdict(code: Code, headers: &http::HeaderMap) -> (&'static str, serde_json::Value) {
+    let outcome = format!("{code:?}");
+    if !matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
+        return ("allowed", serde_json::json!({ "outcome": outcome }));
+    }
+    let why = tonic::Status::from_header_map(headers)
+        .map(|status| status.message().to_owned())
+        .unwrap_or_default();
+    let detail = serde_json::json!({ "outcome": outcome, "why": why });
+    ("refused", detail)
+}
+
 fn code_of(response: &Response<Body>) -> Code {
     response
         .headers()
