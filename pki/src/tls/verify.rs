@@ -296,6 +296,9 @@ pub fn refusal_of(error: &(dyn StdError + 'static)) -> Option<String> {
 /// something else than a certificate.
 #[must_use]
 pub fn refusal_in(words: &str) -> Option<String> {
+    if words.contains("peer sent no certificates") {
+        return explain(&Error::NoCertificatesPresented);
+    }
     let (_, why) = words.split_once("invalid peer certificate: ")?;
     let mut seconds = why
         .split(|letter: char| !letter.is_ascii_digit())
@@ -351,6 +354,7 @@ fn explain(error: &Error) -> Option<String> {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the peer's certificate was not issued under this fleet's root".to_owned()
         }
+        Error::NoCertificatesPresented => "the peer showed no certificate".to_owned(),
         Error::AlertReceived(alert) => match alert {
             rustls::AlertDescription::CertificateExpired => {
                 "the peer says that our certificate is expired or not yet valid by its clock"
