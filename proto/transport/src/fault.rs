@@ -3,11 +3,14 @@
 use std::error::Error as StdError;
 
 use h3::error::{Code, StreamError};
-use quinn::ConnectionError;
+use quinn::{ConnectionError, TransportErrorCode};
 use tonic::Status;
 
 /// The application error code of a connection that was refused or cut; its reason says why.
 pub(crate) const REFUSED: u32 = 0x4e58;
+
+/// TLS's alert `handshake_failure` (RFC 8446, section 6.2).
+const HANDSHAKE_FAILURE: u8 = 40;
 
 /// Why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +30,12 @@ pub enum Closed {
     /// A certificate was refused, by either side.
     #[error("{0}")]
     Certificate(String),
+    /// The peer accepts no TLS parameters of ours. Every program speaks the same version and ciphers: what can
+    /// differ is the setting.
+    #[error(
+        "the peer accepts none of our TLS key exchanges: compare `tls.key_exchange` on both sides"
+    )]
+    KeyExchange,
     /// Anything else.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -49,6 +58,11 @@ impl Closed {
             ConnectionError::TransportError(error) => {
                 refusal_of(error).map_or_else(|| Self::Broken(error.to_string()), Self::Certificate)
             }
+            ConnectionError::ConnectionClosed(close)
+                if close.error_code == TransportErrorCode::crypto(HANDSHAKE_FAILURE) =>
+            {
+                Self::KeyExchange
+            }
             ConnectionError::ConnectionClosed(close) => {
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
                 if let Some(refusal) = nexus_pki::tls::refusal_in(&reason) {
@@ -64,7 +78,14 @@ impl Closed {
     }
 
     pub(crate) fn of_error(error: &(dyn StdError + 'static)) -> Self {
-        refusal_of(error).map_or_else(|| Self::Broken(chain(error)), Self::Certificate)
+        if let Some(refusal) = refusal_of(error) {
+            return Self::Certificate(refusal);
+        }
+        let words = chain(error);
+        if words.contains("received fatal alert: HandshakeFailure") {
+            return Self::KeyExchange;
+        }
+        Self::Broken(words)
     }
 }
 
