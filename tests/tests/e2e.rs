@@ -44,6 +44,12 @@ mod stolen;
 #[path = "e2e/strangers.rs"]
 mod strangers;
 #[cfg(test)]
+#[path = "e2e/transport.rs"]
+mod transport;
+#[cfg(test)]
+#[path = "e2e/trust.rs"]
+mod trust;
+#[cfg(test)]
 #[path = "e2e/truth.rs"]
 mod truth;
 #[cfg(test)]

@@ -121,6 +121,48 @@ async fn an_agent_that_is_killed_stays_down_and_the_same_line_starts_it() {
     demo.stop().await.unwrap();
 }
 
+#[tokio::test]
+async fn int_and_term_end_it_with_all_its_programs() {
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let dir = tempfile::tempdir().unwrap();
+        let demo_dir = dir.path().join("demo");
+        let log = dir.path().join("log");
+        let mut command = Programs::built().await.unwrap().command("nexusctl");
+        command.args(["demo", "--dir"]).arg(&demo_dir);
+        let mut demo = Process::start(&mut command, &log).unwrap();
+        poll::until("the demo's last line", SOON, || {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            std::future::ready(text.contains("export NEXUSCTL_CONFIG=").then_some(()))
+        })
+        .await
+        .map_err(|fault| demo.explain(fault))
+        .unwrap();
+        assert_eq!(running(&demo_dir), 3);
+        // To the demo alone: its programs are its to end.
+        let id = i32::try_from(demo.id().unwrap()).unwrap();
+        let id = rustix::process::Pid::from_raw(id).unwrap();
+        rustix::process::kill_process(id, signal).unwrap();
+        poll::until("the demo's end", SOON, || {
+            std::future::ready(demo.check().is_err().then_some(()))
+        })
+        .await
+        .unwrap();
+        assert_eq!(running(&demo_dir), 0, "after {signal:?}");
+    }
+}
+
+/// How many processes have a command line that names something in this folder.
+fn running(dir: &Path) -> usize {
+    let dir = dir.to_str().unwrap();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(dir)
+        })
+        .count()
+}
+
 /// The process whose command line names this folder.
 fn find(dir: &Path) -> (i32, Vec<String>) {
     let dir = dir.to_str().unwrap();
