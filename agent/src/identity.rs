@@ -148,6 +148,9 @@ impl IdentityError {
             }
             Self::Enrolled { .. } => "to replace the identity, run the same command with --force",
             Self::InUse(_) => "stop the other agent, or name another folder with --state-dir",
+            Self::Token(_) => {
+                "copy it whole, from nxt_ to its end, as `nexusctl token create` printed it"
+            }
             Self::TokenExpired { .. } => "check the clock, or ask for a new token",
             Self::Dial(_) => "see whether an address of the token can be reached on TCP from here",
             Self::Refused { hint, .. } => return hint.clone(),

@@ -82,7 +82,10 @@ async fn show(
         &progress,
     )
     .await?;
-    progress.step(&format!("starting {} agents", names.len()));
+    progress.step(&format!(
+        "starting {}",
+        terminal::counted(u64::try_from(names.len()).unwrap_or(u64::MAX), "agent")
+    ));
     for (number, _) in (1..).zip(&names) {
         programs.start(
             &format!("agent-{number}"),

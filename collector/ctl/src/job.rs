@@ -71,8 +71,33 @@ pub(crate) async fn cancel(session: &Session, args: &CancelArgs) -> Outcome {
         .map_err(fault)?
         .into_inner();
     terminal::say(&format!(
-        "job {job}: {} runs will not begin, {} were told to stop",
-        answer.cancelled, answer.stopping
+        "job {job}: {}",
+        cancelled(answer.cancelled, answer.stopping)
     ));
     Ok(())
+}
+
+/// What became of a job's runs.
+fn cancelled(never: u64, stopping: u64) -> String {
+    let never = (never > 0).then(|| format!("{} will not begin", terminal::counted(never, "run")));
+    let told =
+        (stopping > 0).then(|| format!("{} told to stop", terminal::counted(stopping, "run")));
+    match (never, told) {
+        (None, None) => "nothing was left to cancel".to_owned(),
+        (Some(one), None) | (None, Some(one)) => one,
+        (Some(never), Some(told)) => format!("{never}, {told}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_a_cancellation_did() {
+        assert_eq!(cancelled(0, 0), "nothing was left to cancel");
+        assert_eq!(cancelled(0, 1), "1 run told to stop");
+        assert_eq!(cancelled(3, 0), "3 runs will not begin");
+        assert_eq!(cancelled(1, 2), "1 run will not begin, 2 runs told to stop");
+    }
 }

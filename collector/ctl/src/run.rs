@@ -262,8 +262,8 @@ fn dry_run(
         Action::Script { content, .. } => format!("a script of {} bytes", content.len()),
     };
     terminal::say(&format!(
-        "would run on {} nodes: {}",
-        tree.count(),
+        "would run on {}: {}",
+        terminal::counted(tree.count(), "node"),
         crate::fault::one_line(&what)
     ));
     let fields = vec![

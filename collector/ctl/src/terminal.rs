@@ -6,6 +6,13 @@ use clap::ValueEnum;
 
 use crate::fault::Fault;
 
+/// `1 node`, `2 nodes`.
+#[must_use]
+pub fn counted(count: u64, singular: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {singular}{plural}")
+}
+
 /// `--color`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum When {

@@ -36,6 +36,7 @@ const LAST_REPORT: &str = "node_last_report_timestamp_seconds";
 pub(crate) struct NodeReport {
     pub(crate) id: NodeId,
     pub(crate) name: String,
+    pub(crate) shard: u16,
     pub(crate) labels: BTreeMap<String, String>,
     /// The newest report: when it was made by the node's clock, when it came, and its samples.
     pub(crate) report: Option<Report>,
@@ -84,6 +85,7 @@ impl NodesPage {
     /// A page of these nodes; of these collectors only, unless there are none.
     pub(crate) fn new(
         nodes: Vec<NodeReport>,
+        shard: Option<u16>,
         collectors: &[String],
         format: Format,
         now: Timestamp,
@@ -96,8 +98,12 @@ impl NodesPage {
             (UP.to_owned(), SeriesType::Gauge),
             (LAST_REPORT.to_owned(), SeriesType::Gauge),
         ]);
-        let mut rows = Vec::with_capacity(nodes.len());
-        for node in nodes {
+        let mut rows = Vec::new();
+        // Names are counted over all shards: a node is called the same on every page it stands on.
+        let asked = nodes
+            .into_iter()
+            .filter(|node| shard.is_none_or(|shard| shard == node.shard));
+        for node in asked {
             let unique = names.get(&node.name) == Some(&1);
             let fresh = node.report.as_ref().filter(|report| report.is_fresh(now));
             if let Some(report) = fresh {
@@ -285,6 +291,7 @@ mod tests {
         NodeReport {
             id: NodeId::random(),
             name: name.to_owned(),
+            shard: 0,
             labels: BTreeMap::from([("role".to_owned(), "web".to_owned())]),
             report: Some(Report {
                 made: NOW.before(age),
@@ -312,7 +319,7 @@ mod tests {
     }
 
     fn page(nodes: Vec<NodeReport>, collectors: &[String]) -> String {
-        NodesPage::new(nodes, collectors, Format::OpenMetrics, NOW).collect()
+        NodesPage::new(nodes, None, collectors, Format::OpenMetrics, NOW).collect()
     }
 
     #[test]
@@ -343,6 +350,30 @@ node_cpu_seconds_total{cpu=\"1\",mode=\"idle\",instance=\"b\",job=\"node\",role=
         );
         assert!(page.contains("node_last_report_timestamp_seconds{instance=\"a\",job=\"node\",role=\"web\"} 1699999969\n"), "{page}");
         assert!(!page.contains("node_load1"));
+    }
+
+    #[test]
+    fn nodes_of_one_name_stay_apart_on_their_shards_pages() {
+        let other = NodeReport {
+            shard: 1,
+            ..node("a", Duration::ZERO)
+        };
+        let nodes = vec![node("a", Duration::ZERO), other];
+        for asked in &nodes {
+            let page: String = NodesPage::new(
+                nodes.clone(),
+                Some(asked.shard),
+                &[],
+                Format::OpenMetrics,
+                NOW,
+            )
+            .collect();
+            for node in &nodes {
+                let line = format!("node_load1{{instance=\"{}\"", node.id);
+                assert_eq!(page.contains(&line), node.id == asked.id, "{page}");
+            }
+            assert!(!page.contains("instance=\"a\""), "{page}");
+        }
     }
 
     #[test]

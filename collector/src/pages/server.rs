@@ -24,11 +24,8 @@ use super::{
 
 /// What the pages ask of the rest of the program.
 pub(crate) trait Source: Send + Sync + 'static {
-    /// Every enrolled node (of one shard) with its newest report.
-    fn nodes(
-        &self,
-        shard: Option<u16>,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>>;
+    /// Every enrolled node with its newest report.
+    fn nodes(&self) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>>;
     /// Brings measured levels up to date before they are shown.
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
     /// Why this collector cannot serve now; `None` when it can.
@@ -89,12 +86,18 @@ async fn nodes<S: Source>(
         Ok(asked) => asked,
         Err(why) => return (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
     };
-    let reports = match pages.source.nodes(asked.shard).await {
+    let reports = match pages.source.nodes().await {
         Ok(reports) => reports,
         Err(why) => return failed(&why),
     };
     let format = format_of(&headers);
-    let page = NodesPage::new(reports, &asked.collectors, format, pages.source.now());
+    let page = NodesPage::new(
+        reports,
+        asked.shard,
+        &asked.collectors,
+        format,
+        pages.source.now(),
+    );
     // One piece at a time, when the reader has taken the one before.
     let pieces = stream::iter(page.map(|piece| Ok::<_, Infallible>(Bytes::from(piece))));
     (

@@ -33,26 +33,21 @@ pub(crate) struct Pages {
 }
 
 impl Source for Pages {
-    fn nodes(
-        &self,
-        shard: Option<u16>,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>> {
+    fn nodes(&self) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>> {
         Box::pin(async move {
             let read = move |store: &Store| {
                 let rows = store.nodes(None)?;
-                let reports = rows
-                    .into_iter()
-                    .filter(|row| shard.is_none_or(|shard| shard == row.shard))
-                    .map(|row| NodeReport {
-                        id: row.id,
-                        name: row.name,
-                        labels: row.labels,
-                        report: store.newest(row.id).map(|newest| Report {
-                            made: newest.time,
-                            received: newest.received,
-                            snapshot: newest.snapshot,
-                        }),
-                    });
+                let reports = rows.into_iter().map(|row| NodeReport {
+                    id: row.id,
+                    name: row.name,
+                    shard: row.shard,
+                    labels: row.labels,
+                    report: store.newest(row.id).map(|newest| Report {
+                        made: newest.time,
+                        received: newest.received,
+                        snapshot: newest.snapshot,
+                    }),
+                });
                 Ok(reports.collect())
             };
             crate::reads::read(&self.tasks, &self.store, "nodes page", read)

@@ -62,10 +62,14 @@ fn read(layers: &mut Layers, path: &Path, required: bool) {
             return;
         }
     };
-    let source = Source { path, text: &text };
     // Where the grammar is broken the parser goes on after it, so that the rest is checked as well; what
     // it made of the broken part itself is not to be trusted, which only `Strictness::Warn` gets to see.
     let (table, errors) = DeTable::parse_recoverable(&text);
+    let source = Source {
+        path,
+        text: &text,
+        broken: !errors.is_empty(),
+    };
     for error in &errors {
         let at = error.span().map_or(0, |span| span.start);
         layers.fault(source.at(at), "", error.message().replace('\n', ", "));
@@ -76,6 +80,8 @@ fn read(layers: &mut Layers, path: &Path, required: bool) {
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,
+    /// Its grammar is.
+    broken: bool,
 }
 
 impl Source<'_> {
@@ -89,6 +95,10 @@ impl Source<'_> {
         let mut entries: Vec<_> = table.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         for (name, value) in entries {
+            // What the parser puts where the grammar is broken; that was told already.
+            if self.broken && name.get_ref().is_empty() {
+                continue;
+            }
             let path = join(section, name.get_ref());
             let origin = self.at(name.span().start);
             if let Some(key) = layers.key(&path) {

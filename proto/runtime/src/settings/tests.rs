@@ -214,6 +214,17 @@ fn broken_grammar_is_a_fault_with_its_line_and_the_rest_is_still_checked() {
 }
 
 #[test]
+fn broken_grammar_is_not_told_again_as_a_key_without_a_name() {
+    let faults = Folder::new("[[[\n").faults();
+    assert!(!faults.is_empty());
+    for fault in &faults {
+        assert!(!fault.contains("unknown key"), "{faults:?}");
+    }
+    let faults = Folder::new("\"\" = 1\n").faults();
+    assert!(faults[0].contains("unknown key"), "{faults:?}");
+}
+
+#[test]
 fn a_named_file_must_exist_and_the_usual_one_need_not() {
     let folder = Folder::new("");
     let mut sources = folder.sources();
