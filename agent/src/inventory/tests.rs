@@ -248,16 +248,19 @@ fn reads_accounts_packages_and_units() {
     );
 }
 
+/// Puts a whole file in a file's place, as those who edit /etc/passwd do: a reader must not meet it empty.
+fn replace(folder: &tempfile::TempDir, file: &str, text: &str) {
+    let new = folder.path().join("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(&new, folder.path().join(file)).unwrap();
+}
+
 #[test]
 fn hands_out_what_changed_and_nothing_else() {
     let (folder, config) = host();
     let mut inventory = Inventory::new(&config, &BTreeMap::new());
     let first = wait_for(&mut inventory, "users");
-    fs::write(
-        folder.path().join("etc/passwd"),
-        "web:x:33:33::/:/bin/false\n",
-    )
-    .unwrap();
+    replace(&folder, "etc/passwd", "web:x:33:33::/:/bin/false\n");
     let second = wait_for(&mut inventory, "users");
     assert_eq!(texts(&second, 0), ["web"]);
     assert_ne!(first.hash, second.hash);
@@ -266,11 +269,7 @@ fn hands_out_what_changed_and_nothing_else() {
     fs::remove_file(folder.path().join("etc/passwd")).unwrap();
     let failed = wait_for(&mut inventory, "users");
     assert!(failed.error.unwrap().contains("etc/passwd"));
-    fs::write(
-        folder.path().join("etc/passwd"),
-        "web:x:33:33::/:/bin/false\n",
-    )
-    .unwrap();
+    replace(&folder, "etc/passwd", "web:x:33:33::/:/bin/false\n");
     assert_eq!(wait_for(&mut inventory, "users").hash, second.hash);
 
     // A request brings a section that did not change; a known one is not handed out at all.
