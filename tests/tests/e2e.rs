@@ -2,6 +2,9 @@
 
 // `cfg(test)` tells the lints that helpers in there are test code too.
 #[cfg(test)]
+#[path = "e2e/agent.rs"]
+mod agent;
+#[cfg(test)]
 #[path = "e2e/command_line.rs"]
 mod command_line;
 #[cfg(test)]
