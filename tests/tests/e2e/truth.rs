@@ -210,7 +210,6 @@ async fn every_account_of_the_host_is_there_and_no_other() {
 
 #[tokio::test]
 async fn a_socket_is_told_with_its_owner() {
-    let fleet = Fleet::with_agents(&["alpha"]).await.unwrap();
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let udp = std::net::UdpSocket::bind("[::1]:0");
     let mut expected = vec![("tcp", "127.0.0.1", tcp.local_addr().unwrap().port())];
@@ -218,6 +217,8 @@ async fn a_socket_is_told_with_its_owner() {
     if let Ok(udp) = &udp {
         expected.push(("udp6", "::1", udp.local_addr().unwrap().port()));
     }
+    // There before the agent's first look.
+    let fleet = Fleet::with_agents(&["alpha"]).await.unwrap();
     let uid = rustix::process::getuid().as_raw();
     let own = read("/proc/self/comm");
     for (protocol, address, port) in expected {
