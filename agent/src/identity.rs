@@ -165,7 +165,7 @@ impl IdentityError {
 pub struct StateFolder {
     path: PathBuf,
     incarnation: Incarnation,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl StateFolder {
@@ -237,7 +237,21 @@ impl StateFolder {
     }
 }
 
-fn lock(folder: &Path) -> Result<File, IdentityError> {
+/// Holds a folder for this process until dropped.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone frees it only when every copy is closed, and a child that another thread is just
+        // starting holds one until it executes its program.
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::debug!(%error, "cannot unlock a folder");
+        }
+    }
+}
+
+fn lock(folder: &Path) -> Result<Lock, IdentityError> {
     let path = folder.join(LOCK);
     let mut options = OpenOptions::new();
     let file = options
@@ -252,7 +266,7 @@ fn lock(folder: &Path) -> Result<File, IdentityError> {
         source,
     })?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::InUse(folder.to_owned())),
         Err(error) => Err(IdentityError::Io {
             action: "lock",

@@ -31,6 +31,18 @@ fn a_folder_has_one_life_and_one_agent() {
 }
 
 #[test]
+fn a_folder_is_free_when_its_agent_is_gone_though_a_child_has_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let held = lock(dir.path()).unwrap();
+    // As a child has it between fork and exec.
+    let copy = held.0.try_clone().unwrap();
+    assert!(matches!(lock(dir.path()), Err(IdentityError::InUse(_))));
+    drop(held);
+    lock(dir.path()).unwrap();
+    drop(copy);
+}
+
+#[test]
 fn a_damaged_counter_is_no_new_beginning() {
     let dir = tempfile::tempdir().unwrap();
     let folder = StateFolder::open(dir.path()).unwrap();

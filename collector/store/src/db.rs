@@ -37,9 +37,17 @@ impl Format {
 
 /// Holds a folder for this process until dropped.
 #[derive(Debug)]
-pub(crate) struct FolderLock(
-    #[expect(dead_code, reason = "the lock lives as long as the file is open")] File,
-);
+pub(crate) struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing alone frees it only when every copy is closed, and a child that another thread is just
+        // starting holds one until it executes its program.
+        if let Err(error) = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock) {
+            tracing::debug!(%error, "cannot unlock a folder");
+        }
+    }
+}
 
 /// Takes the folder's lock, or says who cannot.
 pub(crate) fn lock_folder(dir: &Path) -> Result<FolderLock, StoreError> {
@@ -198,4 +206,22 @@ fn back_up(connection: &Connection, path: &Path, version: i64) -> Result<(), Sto
     File::open(&copy)
         .and_then(|file| file.sync_all())
         .map_err(StoreError::file("cannot back up to", &copy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_free_when_its_holder_is_gone_though_a_child_has_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock_folder(dir.path()).unwrap();
+        let in_use = lock_folder(dir.path());
+        assert!(matches!(in_use, Err(StoreError::InUse { .. })));
+        // As a child has it between fork and exec.
+        let copy = held.0.try_clone().unwrap();
+        drop(held);
+        lock_folder(dir.path()).unwrap();
+        drop(copy);
+    }
 }
