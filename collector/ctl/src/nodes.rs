@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use nexus_proto::{
     ids::NodeId,
+    limits,
     operator::v1::Node,
     selector::{FieldSelector, Selector},
 };
@@ -83,13 +84,27 @@ pub(crate) const SELECTABLE: &[&str] = &["name", "state", "id"];
 /// Refuses a selector that cannot be read before anyone is asked.
 pub(crate) fn check_selectors(labels: Option<&str>, fields: Option<&str>) -> Outcome {
     if let Some(text) = labels {
-        Selector::parse(text)
-            .map_err(|error| Fault::usage(format!("selector `{text}`"), error))
-            .map_err(|fault| fault.hint("examples: `role=web`, `zone in (a,b)`, `!canary`"))?;
+        selector(text)?;
     }
     if let Some(text) = fields {
         FieldSelector::parse(text, SELECTABLE)
             .map_err(|error| Fault::usage(format!("field selector `{text}`"), error))?;
     }
     Ok(())
+}
+
+/// A label selector, or what is wrong with it.
+pub(crate) fn selector(text: &str) -> Outcome<Selector> {
+    Selector::parse(text).map_err(|error| {
+        Fault::usage(format!("selector `{text}`"), error)
+            .hint("examples: `role=web`, `zone in (a,b)`, `!canary`")
+    })
+}
+
+/// Whether a node can be called so: what agents and collectors let through.
+pub(crate) fn is_name(name: &str) -> bool {
+    (1..=limits::NAME_BYTES).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }

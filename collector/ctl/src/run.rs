@@ -1,9 +1,10 @@
 //! `nexusctl run`: choose the targets, sign the job here, submit it, follow it.
 //!
 //! What travels is a DSSE envelope over the exact bytes of the job, signed with the operator's key, and
-//! a Merkle root over the sorted targets inside it: the collector can pass a job on, not make one.
+//! a Merkle root over the sorted targets inside it: the collector can pass a job on, not make one. Which
+//! nodes are targets follows from the command line; the collector's list of them is checked against it.
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _};
+use std::io::{IsTerminal as _, Read as _};
 
 use nexus_pki::merkle;
 use nexus_proto::{
@@ -41,12 +42,11 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome<Exit> {
     let wanted = Wanted::from_args(args)?;
     let action = action(args)?;
     let mut collector = session.connect().await?;
-    let chosen = targets::choose(&mut collector, &wanted).await?;
-    let tree = merkle::Tree::sorted(chosen).doing("choose the targets")?;
+    let tree = targets::choose(&mut collector, &wanted).await?;
     if args.dry_run {
         return dry_run(session, args, &tree, &action);
     }
-    confirm(args, &tree)?;
+    confirm(args, &wanted, &tree)?;
     let job = build(session, args, &collector, &tree, action);
     check_clock(session, &mut collector).await?;
     submit(&mut collector, &job, &tree, &wanted).await?;
@@ -230,20 +230,13 @@ async fn check_clock(session: &Session, collector: &mut Collector) -> Outcome {
     Ok(())
 }
 
-fn confirm(args: &RunArgs, tree: &merkle::Tree) -> Outcome {
-    if !args.all || args.yes || !std::io::stdin().is_terminal() {
+/// Says on which nodes the job is about to run. Where the collector chose them, a person at a terminal is asked.
+fn confirm(args: &RunArgs, wanted: &Wanted, tree: &merkle::Tree) -> Outcome {
+    terminal::say(&format!("runs on {}", targets::shown(tree)));
+    if args.yes || wanted.names_all() || !std::io::stdin().is_terminal() {
         return Ok(());
     }
-    terminal::say(&format!(
-        "This runs on all {} nodes. Go on? [y/N]",
-        tree.count()
-    ));
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .doing("read the answer")?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
+    if terminal::asked("Go on?")? {
         return Ok(());
     }
     Err(Fault::new("run", "not confirmed").hint("--yes runs without asking"))

@@ -1,16 +1,27 @@
 //! Colours, and what goes to standard error: progress, warnings, hints.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead as _, IsTerminal, Write};
 
 use clap::ValueEnum;
 
-use crate::fault::Fault;
+use crate::fault::{Context as _, Fault, Outcome};
 
 /// `1 node`, `2 nodes`.
 #[must_use]
 pub fn counted(count: u64, singular: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {singular}{plural}")
+}
+
+/// Asks on the terminal; whatever is not a yes is a no.
+pub fn asked(question: &str) -> Outcome<bool> {
+    say(&format!("{question} [y/N]"));
+    let mut answer = String::new();
+    io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .doing("read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// `--color`

@@ -1,7 +1,7 @@
 //! The real program against a collector that answers by script: flags, formats, exit codes, and what it
 //! sends.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
+#![expect(clippy::unwrap_used, reason = "these are tests")]
 
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -14,8 +14,19 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
+// `cfg(test)` tells the lints that helpers in there are test code too.
+#[cfg(test)]
 #[path = "cli/fake.rs"]
 mod fake;
+#[cfg(test)]
+#[path = "cli/lies.rs"]
+mod lies;
+#[cfg(test)]
+#[path = "cli/targets.rs"]
+mod targets;
+#[cfg(test)]
+#[path = "cli/terminal.rs"]
+mod terminal;
 
 use fake::Fake;
 

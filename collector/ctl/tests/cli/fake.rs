@@ -33,6 +33,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status};
 
+use crate::lies::Lies;
+
 type Answer<T> = Result<Response<T>, Status>;
 type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -55,6 +57,7 @@ pub(crate) struct Seen {
     pub(crate) cancelled: u32,
     pub(crate) watches: u32,
     pub(crate) audit: Vec<wire::AuditRow>,
+    pub(crate) lies: Lies,
 }
 
 /// The collector's state, shared with the test.
@@ -163,6 +166,10 @@ impl Fake {
     }
 }
 
+fn is_meant(node: &wire::Node, word: &str) -> bool {
+    node.name == word || NodeId::from_wire(&node.id).unwrap().to_string() == word
+}
+
 fn run_update(node: &wire::Node, state: &str, exit_code: Option<i32>) -> Kind {
     Kind::Run(wire::RunUpdate {
         node_id: node.id.clone(),
@@ -265,18 +272,23 @@ impl Operator for Fake {
         request: Request<wire::ListNodesRequest>,
     ) -> Answer<Self::ListNodesStream> {
         let request = self.heard(request);
+        if let Some(nodes) = self.seen.lock().unwrap().lies.nodes.clone() {
+            let answer = wire::ListNodesResponse { nodes };
+            return Ok(Response::new(stream::iter([Ok(answer)]).boxed()));
+        }
         let selector = Selector::parse(&request.selector).unwrap();
         if let Some(name) = request
             .names
             .iter()
-            .find(|n| !self.nodes.iter().any(|x| x.name == **n))
+            .find(|n| !self.nodes.iter().any(|x| is_meant(x, n)))
         {
             return Err(Status::not_found(format!(
                 "node {name}: there is no such node"
             )));
         }
         let nodes = self.nodes.iter().filter(|node| {
-            let named = request.names.is_empty() || request.names.contains(&node.name);
+            let names = &request.names;
+            let named = names.is_empty() || names.iter().any(|name| is_meant(node, name));
             named && selector.matches(&node.labels.clone().into_iter().collect())
         });
         // One message a node, to see that all are read.
