@@ -8,6 +8,8 @@ pub const PREFACE_BYTES: usize = 16 * 1024;
 pub const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Concurrent bidirectional QUIC streams (calls) of one connection.
 pub const STREAMS: u32 = 8;
+/// Streams of one connection refused for what they carried outside of DATA; the last one ends the connection.
+pub const REFUSED_STREAMS: u64 = 16;
 /// A connection without traffic ends after this, so that a node that died without a word shows as gone; both sides
 /// send keep-alives well before.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);

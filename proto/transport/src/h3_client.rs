@@ -1,7 +1,5 @@
 //! Calls over one QUIC connection, each on a stream of its own.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{Request, Response};
 use nexus_proto::limits;
@@ -26,7 +24,7 @@ pub(crate) struct Calls {
 
 /// Speaks HTTP/3 on `connection`, and waits until the peer does too: a collector does once it has admitted us.
 pub(crate) async fn start(connection: quinn::Connection) -> Result<Calls, Closed> {
-    let watch = Arc::new(Watch::default());
+    let watch = Watch::new(&connection);
     let heard = watch.heard.clone();
     let wire = Wire::new(connection.clone(), watch);
     let built = h3::client::builder()

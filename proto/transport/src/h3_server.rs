@@ -28,7 +28,7 @@ pub(crate) async fn serve<S: CallService>(
     cut: &Cut,
     drain: &CancellationToken,
 ) {
-    let watch = Arc::new(Watch::default());
+    let watch = Watch::new(&connection);
     serve_watched(&connection, &watch, peer, service, connections, cut, drain).await;
     let refused = watch.refused.load(Ordering::Relaxed);
     connections

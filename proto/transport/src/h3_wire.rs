@@ -2,6 +2,8 @@
 //!
 //! - What a request stream carries outside of DATA is bounded by [`Preface`]; a control or QPACK stream,
 //!   which never carries DATA, may bring as many bytes in all.
+//! - A stream that ends within a frame ends its connection, as RFC 9114 asks (section 7.1): the library would
+//!   go on as if the frame were whole, and then find that it is not. So does one refused stream too many.
 //! - A stream half dropped before its end is reset, never finished by accident: half a request or
 //!   response must not look like a whole one.
 //! - [`Watch`] tells the two things the library does not: that the peer has opened its control stream
@@ -38,8 +40,8 @@ use crate::preface::{Exceeded, Preface};
 pub(crate) type Stopped = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What the adapter saw of one connection.
-#[derive(Default)]
 pub(crate) struct Watch {
+    connection: quinn::Connection,
     /// Cancelled once the peer has opened a unidirectional stream, which a server does after admission.
     pub(crate) heard: CancellationToken,
     /// Streams refused for what they carried outside of DATA.
@@ -49,6 +51,27 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    pub(crate) fn new(connection: &quinn::Connection) -> Arc<Self> {
+        Arc::new(Self {
+            connection: connection.clone(),
+            heard: CancellationToken::new(),
+            refused: AtomicU64::new(0),
+            stopped: Mutex::new(None),
+        })
+    }
+
+    /// Counts a stream that was refused; the connection ends with the last one it may have.
+    fn refuse(&self) {
+        let before = self.refused.fetch_add(1, Ordering::Relaxed);
+        if before + 1 >= limits::REFUSED_STREAMS {
+            self.close(Code::H3_EXCESSIVE_LOAD, b"too many streams were refused");
+        }
+    }
+
+    fn close(&self, code: Code, reason: &[u8]) {
+        self.connection.close(varint(code.value()), reason);
+    }
+
     /// Tells when the peer gives up reading the answer of the call that was accepted last.
     pub(crate) fn take_stopped(&self) -> Option<Stopped> {
         self.stopped
@@ -393,10 +416,17 @@ impl quic::RecvStream for Recv {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamFault>> {
         let chunk = ready!(pin!(self.stream.read_chunk(usize::MAX, true)).poll(cx));
         let Some(chunk) = chunk.map_err(read_fault)? else {
+            if let Bound::Frames(preface) = &self.bound
+                && !preface.is_between_frames()
+            {
+                let reason = "a stream ended within a frame";
+                self.watch.close(Code::H3_FRAME_ERROR, reason.as_bytes());
+                return Poll::Ready(Err(StreamFault::Unknown(reason.into())));
+            }
             return Poll::Ready(Ok(None));
         };
         if let Err(exceeded) = self.check(&chunk.bytes) {
-            self.watch.refused.fetch_add(1, Ordering::Relaxed);
+            self.watch.refuse();
             self.stop_sending(Code::H3_EXCESSIVE_LOAD.value());
             return Poll::Ready(Err(StreamFault::Unknown(exceeded.into())));
         }

@@ -4,7 +4,8 @@
 //! to be, and skips unknown frames without end. [`Preface`] reads along with what arrives, follows
 //! the frame headers (RFC 9114, section 7.1), and refuses as soon as more than its limit stands before the
 //! first byte of DATA, or, after that, in the rest of the stream (trailers). A frame that only
-//! announces too much is refused at its header, before any of it is kept.
+//! announces too much is refused at its header, before any of it is kept. It also knows whether a stream that
+//! ends does so between two frames, which the library takes for granted.
 
 /// Frame type of DATA (RFC 9114, section 7.2.1).
 const DATA: u64 = 0x00;
@@ -80,6 +81,11 @@ impl Preface {
             }
         }
         Ok(())
+    }
+
+    /// Whether the stream may end here: no frame is begun and not whole.
+    pub(crate) fn is_between_frames(&self) -> bool {
+        matches!(&self.at, At::Type(varint) if varint.missing.is_none())
     }
 
     fn begin(&mut self, kind: u64, length: u64) -> Result<(), Exceeded> {
@@ -194,6 +200,21 @@ mod tests {
     fn one_byte_of_data_buys_no_second_preface() {
         let call = [frame(0x21, 900), frame(0, 1)].concat().repeat(3);
         assert_eq!(observe(&call, 64), Err(Exceeded { limit: 1000 }));
+    }
+
+    #[test]
+    fn a_stream_may_end_between_frames_alone() {
+        let call = [frame(1, 3), frame(0, 100), frame(0, 0), frame(1, 2)];
+        let whole = call.concat();
+        let mut ends = vec![0];
+        for frame in &call {
+            ends.push(ends.last().unwrap() + frame.len());
+        }
+        for cut in 0..=whole.len() {
+            let mut preface = Preface::new(1000);
+            preface.observe(&whole[..cut]).unwrap();
+            assert_eq!(preface.is_between_frames(), ends.contains(&cut), "{cut}");
+        }
     }
 
     proptest! {

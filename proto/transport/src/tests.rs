@@ -31,6 +31,8 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+mod hostile;
+
 const LONG: Duration = Duration::from_secs(20);
 const DOMAIN: &str = "example.org";
 
@@ -473,42 +475,6 @@ fn a_restart_is_noticed_at_the_next_packet() {
         timeout(LONG, connection.closed()).await.unwrap()
     });
     assert_eq!(closed, Closed::Restarted);
-}
-
-/// A call's stream that carries `bytes` before any DATA, on an otherwise good connection.
-async fn flood(bytes: &[u8]) {
-    let fleet = Fleet::new();
-    let server = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
-    let leaf = fleet.agent(NodeId::random());
-    let tls = tls::agent_client(&leaf, &fleet.admission, KeyExchange::Auto, Alpn::H3).unwrap();
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
-    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(crypto));
-    let connecting = endpoint
-        .connect_with(config, server.at, tls::SERVER_NAME)
-        .unwrap();
-    let connection = connecting.await.unwrap();
-    let (mut send, _recv) = connection.open_bi().await.unwrap();
-    // Fails once the collector has had enough, unless all of it was under way by then.
-    send.write_all(bytes).await.ok();
-    let stopped = timeout(LONG, send.stopped()).await.unwrap().unwrap();
-    assert_eq!(stopped.map(quinn::VarInt::into_inner), Some(0x107));
-    connection.close(0_u32.into(), b"");
-    server.shutdown.cancel();
-    timeout(LONG, server.task).await.unwrap().unwrap().unwrap();
-    let refused = &server.connections.counters().streams_refused;
-    assert_eq!(refused.load(std::sync::atomic::Ordering::Relaxed), 1);
-}
-
-#[tokio::test]
-async fn a_flood_of_frames_before_data_is_refused() {
-    let frame = [&[0x21, 30][..], &[0; 30]].concat();
-    flood(&frame.repeat(1000)).await;
-}
-
-#[tokio::test]
-async fn a_header_frame_that_claims_too_much_is_refused_at_once() {
-    flood(&[1, 0x80, 0x10, 0, 0]).await;
 }
 
 #[tokio::test]

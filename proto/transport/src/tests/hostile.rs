@@ -1,0 +1,277 @@
+//! Streams that keep to no rule, on connections that were admitted.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use nexus_proto::limits;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+
+use super::*;
+
+/// An agent's connection on which anything can be sent.
+struct Raw {
+    server: Server,
+    connection: quinn::Connection,
+}
+
+impl Raw {
+    async fn connect() -> Self {
+        let fleet = Fleet::new();
+        let server = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
+        let connection = raw(&fleet, server.at).await;
+        Self { server, connection }
+    }
+
+    /// Sends `pieces` on a stream of their own, each once the one before is acknowledged; the end comes with the last.
+    async fn send(&self, pieces: &[&[u8]]) -> quinn::RecvStream {
+        let (mut send, answer) = self.connection.open_bi().await.unwrap();
+        let acks = || self.connection.stats().frame_rx.acks;
+        let mut before = None;
+        for piece in pieces {
+            if let Some(before) = before {
+                until(|| acks() > before).await;
+            }
+            before = Some(acks());
+            send.write_all(piece).await.unwrap();
+        }
+        send.finish().unwrap();
+        answer
+    }
+
+    /// A stream that is refused for `bytes` before any DATA.
+    async fn flood(&self, bytes: &[u8]) {
+        let (mut send, _recv) = self.connection.open_bi().await.unwrap();
+        // Fails once the collector has had enough, unless all of it was under way by then.
+        send.write_all(bytes).await.ok();
+        let stopped = timeout(LONG, send.stopped()).await.unwrap().unwrap();
+        assert_eq!(stopped.map(quinn::VarInt::into_inner), Some(0x107));
+    }
+
+    /// The code and reason with which the collector ends the connection.
+    async fn ended(&self) -> (u64, String) {
+        match timeout(LONG, self.connection.closed()).await.unwrap() {
+            quinn::ConnectionError::ApplicationClosed(close) => (
+                close.error_code.into_inner(),
+                String::from_utf8(close.reason.to_vec()).unwrap(),
+            ),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+async fn raw(fleet: &Fleet, at: SocketAddr) -> quinn::Connection {
+    let leaf = fleet.agent(NodeId::random());
+    let tls = tls::agent_client(&leaf, &fleet.admission, KeyExchange::Auto, Alpn::H3).unwrap();
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let endpoint = quinn::Endpoint::client(LOOPBACK.parse().unwrap()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let connecting = endpoint.connect_with(config, at, tls::SERVER_NAME).unwrap();
+    connecting.await.unwrap()
+}
+
+async fn until(met: impl Fn() -> bool) {
+    let wait = async {
+        while !met() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, wait).await.unwrap();
+}
+
+/// A HEADERS frame (RFC 9114, section 7.2.2) of `fields` (RFC 9204, section 4.5), without the dynamic table.
+fn headers(fields: &[&[u8]]) -> Vec<u8> {
+    let section = [&[0, 0], fields.concat().as_slice()].concat();
+    let length = u16::try_from(section.len()).unwrap() | 0x4000;
+    [&[1], length.to_be_bytes().as_slice(), section.as_slice()].concat()
+}
+
+/// DATA that announces 100 bytes, a message of 95, and has `sent` of them.
+fn data(sent: usize) -> Vec<u8> {
+    let mut message = vec![0, 0, 0, 0, 95];
+    message.resize(100, 7);
+    [&[0, 0x40, 100], &message[..sent]].concat()
+}
+
+/// An upload as it begins: POST, https, path, authority, content type.
+fn upload() -> Vec<u8> {
+    let literal = |name: &[u8], value: &str| {
+        let length = u8::try_from(value.len()).unwrap();
+        [name, &[length], value.as_bytes()].concat()
+    };
+    headers(&[
+        &[0xd4, 0xd7],
+        &literal(&[0x51], "/nexus.agent.v1.Agent/Upload"),
+        &literal(&[0x50], "collector"),
+        &literal(&[0x5f, 29], "application/grpc"),
+    ])
+}
+
+#[tokio::test]
+async fn a_flood_of_frames_before_data_is_refused() {
+    let raw = Raw::connect().await;
+    let frame = [&[0x21, 30][..], &[0; 30]].concat();
+    raw.flood(&frame.repeat(1000)).await;
+    raw.connection.close(0_u32.into(), b"");
+    raw.server.shutdown.cancel();
+    timeout(LONG, raw.server.task)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    let refused = &raw.server.connections.counters().streams_refused;
+    assert_eq!(refused.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_header_frame_that_claims_too_much_is_refused_at_once_and_only_so_often() {
+    let raw = Raw::connect().await;
+    let claims = [1, 0x80, 0x10, 0, 0];
+    for _ in 1..limits::REFUSED_STREAMS {
+        raw.flood(&claims).await;
+    }
+    assert_eq!(raw.connection.close_reason(), None);
+    let _answer = raw.send(&[&claims]).await;
+    let (code, reason) = raw.ended().await;
+    assert_eq!(
+        (code, reason.as_str()),
+        (0x107, "too many streams were refused")
+    );
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_within_a_frame_ends_its_connection() {
+    let announced = [upload(), data(0)].concat();
+    let half = [upload(), data(50)].concat();
+    let header = [upload(), vec![0, 0x40]].concat();
+    let trailers = [upload(), vec![1, 9, 0]].concat();
+    for pieces in [
+        &[announced.as_slice()][..],
+        &[&half],
+        &[&half, &[]],
+        &[&upload(), &data(40), &[7; 59]],
+        &[&header],
+        &[&trailers],
+    ] {
+        let raw = Raw::connect().await;
+        let _answer = raw.send(pieces).await;
+        let (code, reason) = raw.ended().await;
+        assert_eq!(
+            (code, reason.as_str()),
+            (0x106, "a stream ended within a frame")
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_within_a_frame_fails_the_call_and_nothing_more() {
+    let fleet = Fleet::new();
+    let tls = fleet.tls(KeyExchange::Auto).quic;
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
+    let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let collector = quinn::Endpoint::server(config, LOOPBACK.parse().unwrap()).unwrap();
+    let at = collector.local_addr().unwrap();
+    spawn_detached("a hostile collector", async move {
+        let connection = collector.accept().await.unwrap().await.unwrap();
+        let mut control = connection.open_uni().await.unwrap();
+        control.write_all(&[0, 4, 0]).await.unwrap();
+        let (mut answer, _question) = connection.accept_bi().await.unwrap();
+        let head = headers(&[&[0xd9]]);
+        let half = [head, data(50)].concat();
+        let acks = || connection.stats().frame_rx.acks;
+        let before = acks();
+        answer.write_all(&half).await.unwrap();
+        until(|| acks() > before).await;
+        answer.finish().unwrap();
+        connection.closed().await;
+    });
+    let leaf = fleet.agent(NodeId::random());
+    let dialer = fleet.dialer(&leaf, at, Mode::Quic, KeyExchange::Auto);
+    let connection = dialer.connect().await.unwrap();
+    let mut client = AgentClient::new(connection.channel.clone());
+    let upload = client.upload(tokio_stream::pending()).await.unwrap();
+    timeout(LONG, upload.into_inner().message())
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        timeout(LONG, connection.closed()).await.unwrap(),
+        Closed::Local
+    );
+}
+
+/// Frames of all kinds, most of them whole, the stream cut anywhere.
+fn streams() -> impl Strategy<Value = (Vec<u8>, usize)> {
+    let frame = prop_oneof![
+        4 => Just(upload()),
+        4 => prop::collection::vec(any::<u8>(), 0..40).prop_map(|payload| {
+            [&[0, payload.len().try_into().unwrap()], payload.as_slice()].concat()
+        }),
+        4 => (0_u8..0x50, prop::collection::vec(any::<u8>(), 0..40)).prop_map(|(kind, payload)| {
+            [&[kind, payload.len().try_into().unwrap()], payload.as_slice()].concat()
+        }),
+        2 => prop::collection::vec(any::<u8>(), 0..60).prop_map(|section| {
+            [&[1, (section.len() + 2).try_into().unwrap(), 0, 0], section.as_slice()].concat()
+        }),
+        1 => prop::collection::vec(any::<u8>(), 1..10),
+    ];
+    let frames = prop::collection::vec(frame, 0..5).prop_map(|frames| frames.concat());
+    let begun = (any::<bool>(), frames, any::<prop::sample::Index>());
+    let begun = begun.prop_map(|(begun, frames, end)| {
+        let mut bytes = if begun { upload() } else { Vec::new() };
+        bytes.extend(&frames[..end.index(frames.len() + 1)]);
+        bytes
+    });
+    (begun, 1_usize..200)
+}
+
+/// Panics would be swallowed by the tasks they end, and abort a released program.
+#[test]
+fn nothing_a_stream_carries_makes_the_collector_panic() {
+    let panics = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&panics);
+    let here = std::thread::current().id();
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().id() == here {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+        others(info);
+    }));
+    // All tasks are on this thread.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let fleet = Fleet::new();
+    let server = runtime.block_on(serve(&fleet, LOOPBACK, KeyExchange::Auto));
+    let mut runner = TestRunner::new(Config {
+        cases: 300,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    runner
+        .run(&streams(), |(bytes, cut)| {
+            runtime.block_on(async {
+                let connection = raw(&fleet, server.at).await;
+                let (mut send, mut recv) = connection.open_bi().await.unwrap();
+                for piece in bytes.chunks(cut) {
+                    if send.write_all(piece).await.is_err() {
+                        break;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                send.finish().ok();
+                // Until the answer's end, or the connection's.
+                timeout(LONG, recv.read_to_end(1 << 20)).await.unwrap().ok();
+                connection.close(0_u32.into(), b"");
+            });
+            prop_assert_eq!(panics.load(Ordering::Relaxed), 0);
+            Ok(())
+        })
+        .unwrap();
+}
