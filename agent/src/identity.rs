@@ -10,6 +10,7 @@
 //! Folders are 0700, files 0600. `identity/` is written beside its place and renamed, so it is there
 //! whole or not at all; at a renewal `identity.pem` alone is replaced, atomically.
 
+mod counter;
 mod enrol;
 mod member;
 mod renew;
@@ -211,29 +212,14 @@ impl StateFolder {
         self.incarnation
     }
 
+    /// How many sessions were begun.
+    pub fn sessions(&self) -> Result<u64, IdentityError> {
+        counter::read(&self.path.join(SESSION)).map(|count| count.unwrap_or(0))
+    }
+
     /// The number of the session that begins now, higher than any before. Durable on return.
     pub fn next_session(&self) -> Result<u64, IdentityError> {
-        let path = self.path.join(SESSION);
-        let before = match fs::read_to_string(&path) {
-            Ok(text) => text
-                .trim()
-                .parse::<u64>()
-                .map_err(|_| IdentityError::Content {
-                    path,
-                    what: "session counter",
-                })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(source) => {
-                return Err(IdentityError::Io {
-                    action: "read",
-                    path,
-                    source,
-                });
-            }
-        };
-        let next = before.saturating_add(1);
-        files::write_private(&self.path, SESSION, format!("{next}\n").as_bytes())?;
-        Ok(next)
+        counter::next(&self.path, SESSION)
     }
 }
 

@@ -43,6 +43,32 @@ fn a_folder_is_free_when_its_agent_is_gone_though_a_child_has_a_copy() {
 }
 
 #[test]
+fn the_counter_is_kept_in_place() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(SESSION);
+    fs::write(&path, "41\n").unwrap();
+    let folder = StateFolder::open(dir.path()).unwrap();
+    assert_eq!(folder.sessions().unwrap(), 41);
+    assert_eq!(folder.next_session().unwrap(), 42);
+    let file = |path: &Path| fs::metadata(path).map(|m| (m.ino(), m.len())).unwrap();
+    let before = file(&path);
+    for n in 43..50 {
+        assert_eq!(folder.next_session().unwrap(), n);
+    }
+    assert_eq!(file(&path), before, "a new file needs room");
+    // A write that was cut short costs the number that was not yet used.
+    let whole = fs::read(&path).unwrap();
+    for cut in 30..60 {
+        let mut torn = whole.clone();
+        torn[cut] = 0xff;
+        fs::write(&path, &torn).unwrap();
+        assert_eq!(folder.sessions().unwrap(), 48, "at {cut}");
+        assert_eq!(folder.next_session().unwrap(), 49);
+    }
+}
+
+#[test]
 fn a_damaged_counter_is_no_new_beginning() {
     let dir = tempfile::tempdir().unwrap();
     let folder = StateFolder::open(dir.path()).unwrap();
