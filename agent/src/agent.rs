@@ -177,8 +177,11 @@ impl Parts {
                 "the node keeps the name it was enrolled under"
             );
         }
-        let (spool, findings) = Spool::open(&folder.path().join("spool"), &config.spool, now)
-            .doing("open the spool")?;
+        // One that cannot be read keeps sessions from being opened, and nothing else.
+        let sessions = folder.sessions().unwrap_or(u64::MAX);
+        let place = folder.path().join("spool");
+        let (spool, findings) =
+            Spool::open(&place, &config.spool, sessions, now).doing("open the spool")?;
         for finding in findings {
             tracing::warn!(lane = %finding.lane, lost = ?finding.lost, "{}", finding.message);
         }
@@ -295,6 +298,7 @@ async fn watch_inventory(
     let mut wait = INVENTORY_FIRST;
     loop {
         inventory.resend(&wanted.take());
+        inventory.resend(&spool.lost_sections());
         for section in inventory.poll() {
             waiting.insert(section.kind.clone(), section);
         }

@@ -11,6 +11,7 @@
 
 mod lane;
 mod marks;
+mod mend;
 mod open;
 mod reader;
 mod segment;
@@ -30,10 +31,11 @@ use nexus_proto::{
     record::{Body, Event, Record},
     time::Timestamp,
 };
+use nexus_runtime::errors::chain;
 use tokio::sync::Notify;
 
 pub use self::{lane::LaneConfig, open::Finding};
-use self::{lane::LaneLog, reader::Reader};
+use self::{lane::LaneLog, mend::Bad, reader::Reader};
 
 /// The file of what inventory is stored or on its way: a line `KIND HEX` each.
 const SECTIONS: &str = "sections";
@@ -80,6 +82,16 @@ pub enum SpoolError {
         /// Its size.
         bytes: usize,
     },
+    /// An ack for what was never stored, by far.
+    #[error("seq {seq} of the {lane} lane is acked, of which {last} is the last")]
+    Ack {
+        /// Of which lane.
+        lane: Lane,
+        /// What was acked.
+        seq: u64,
+        /// What was stored.
+        last: u64,
+    },
     /// The lane is full, and this kind of record is not stored regardless.
     #[error("the {0} lane is full")]
     Full(Lane),
@@ -95,19 +107,23 @@ pub struct Spool {
     dir: PathBuf,
     changed: [Notify; Lane::ALL.len()],
     acked: Notify,
+    /// Kinds of inventory that have to be looked at again, since a file of theirs was lost.
+    lost_sections: Mutex<Vec<String>>,
 }
 
 impl Spool {
-    /// Opens or makes the spool in `dir`, mending what an unclean stop left.
+    /// Opens or makes the spool in `dir`, mending what an unclean stop left. `sessions`: how many there have been,
+    /// so that a spool that was removed never gives a seq again that a collector may know.
     pub fn open(
         dir: &Path,
         config: &SpoolConfig,
+        sessions: u64,
         now: Timestamp,
     ) -> Result<(Self, Vec<Finding>), SpoolError> {
         files::create_folder(dir)?;
         let mut findings = Vec::new();
         let mut open = |lane: Lane, config| {
-            let (log, mut found) = open::open(lane, dir.join(lane.name()), config, now)?;
+            let (log, mut found) = open::open(lane, dir.join(lane.name()), config, sessions, now)?;
             findings.append(&mut found);
             Ok::<_, SpoolError>(log)
         };
@@ -129,10 +145,11 @@ impl Spool {
             dir: dir.to_owned(),
             changed: Default::default(),
             acked: Notify::new(),
+            lost_sections: Mutex::default(),
         };
         for finding in &findings {
             if finding.kind == "spool_quarantined" {
-                spool.event(now, finding.kind, &finding.message)?;
+                spool.say(finding, now);
             }
         }
         Ok((spool, findings))
@@ -253,6 +270,12 @@ impl Spool {
         lock(&self.sections).clone()
     }
 
+    /// Kinds of inventory that were lost from a running spool since the last time this was asked.
+    #[must_use]
+    pub fn lost_sections(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.lost_sections))
+    }
+
     /// A reader of what stands above `after`, for one upload stream.
     #[must_use]
     pub fn upload(&self, lane: Lane, after: u64) -> Upload {
@@ -275,13 +298,16 @@ impl Spool {
         let mut guard = lock(&self.metrics);
         let (log, encoder) = &mut *guard;
         let oldest = time.before(log.config.age);
-        while log
-            .segments
-            .iter()
-            .any(|s| s.gap_from.is_none() && s.newest < oldest && s.last >= s.first)
-            || log.bytes() > log.config.bytes
-        {
-            if !log.drop_oldest(time)? {
+        loop {
+            let front = log.segments.iter().find(|s| s.gap_from.is_none());
+            let reason = if front.is_some_and(|s| s.newest < oldest && s.last >= s.first) {
+                "spool_age"
+            } else if log.bytes() > log.config.bytes {
+                "spool_full"
+            } else {
+                break;
+            };
+            if !log.drop_oldest(time, reason)? {
                 break;
             }
         }
@@ -306,20 +332,49 @@ impl Spool {
         };
         let mut log = lock(&self.inventory);
         let seq = log.append(time, |seq, _| encode(seq, time, body), true)?;
-        if log.bytes() > log.config.bytes {
-            coalesce(&mut log)?;
+        // The section is stored, whatever becomes of the rest.
+        if log.bytes() > log.config.bytes
+            && let Err(error) = coalesce(&mut log)
+        {
+            tracing::warn!(error = %chain(&error), "superseded inventory stays in the spool");
         }
         drop(log);
         if let Some((kind, hash)) = known {
             let mut sections = lock(&self.sections);
             sections.insert(kind, hash);
-            let text: String = sections
-                .iter()
-                .map(|(kind, hash)| format!("{kind} {}\n", nexus_pki::hex(hash)))
-                .collect();
-            files::write_private(&self.dir, SECTIONS, text.as_bytes())?;
+            self.keep_sections(&sections);
         }
         Ok(seq)
+    }
+
+    fn keep_sections(&self, sections: &BTreeMap<String, [u8; 32]>) {
+        let text: String = sections
+            .iter()
+            .map(|(kind, hash)| format!("{kind} {}\n", nexus_pki::hex(hash)))
+            .collect();
+        if let Err(error) = files::write_private(&self.dir, SECTIONS, text.as_bytes()) {
+            // The next start sends more than it would have to.
+            tracing::warn!(error = %chain(&error), "the list of stored inventory is out of date");
+        }
+    }
+
+    /// Makes an event of what was found.
+    fn say(&self, finding: &Finding, now: Timestamp) {
+        if let Err(error) = self.event(now, finding.kind, &finding.message) {
+            tracing::error!(error = %chain(&error), "an event cannot be stored");
+        }
+    }
+
+    /// A file was lost while the spool was in use.
+    fn lost(&self, finding: &Finding, now: Timestamp) {
+        tracing::error!(lane = %finding.lane, lost = ?finding.lost, "{}", finding.message);
+        if finding.lane == Lane::Inventory && finding.lost.is_some() {
+            let mut sections = lock(&self.sections);
+            let kinds = std::mem::take(&mut *sections).into_keys();
+            lock(&self.lost_sections).extend(kinds);
+            self.keep_sections(&sections);
+        }
+        self.say(finding, now);
     }
 
     fn changed_in(&self, lane: Lane) -> &Notify {
@@ -349,47 +404,73 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// The next records with their seqs, at most `bytes` of them (but one at least).
+    /// The next records with their seqs, at most `bytes` of them (but one at least). A file that is damaged or
+    /// gone is mended first; `Err` when it cannot be read now.
     pub fn next_batch(
         &mut self,
         spool: &Spool,
         bytes: usize,
+        now: Timestamp,
     ) -> Result<Vec<(u64, Bytes)>, SpoolError> {
-        spool.with(self.lane, |log| {
-            let mut batch = Vec::new();
-            let mut size = 0;
-            while size < bytes && batch.len() < nexus_proto::limits::BATCH_RECORDS {
-                let stored = match self.reader.next(log) {
-                    Ok(Some(stored)) => stored,
-                    Ok(None) => break,
-                    Err(error) => {
-                        tracing::error!(lane = %self.lane, error = %error, "a spool file is passed over");
-                        self.reader.skip_file(log);
-                        continue;
-                    }
-                };
-                let seq = stored.seq;
-                let known = seq <= self.reader.after;
-                let payload = if self.lane == Lane::Metrics {
-                    match Record::decode(stored.payload, &mut self.reader.decoder) {
-                        Ok(_) if known => continue,
-                        Ok(record) => record.encode(&mut self.encoder),
-                        Err(error) => {
-                            tracing::error!(seq, error = %error, "a spooled report is passed over");
-                            continue;
-                        }
-                    }
-                } else if known {
-                    continue;
-                } else {
-                    stored.payload
-                };
-                self.reader.after = seq;
-                size += payload.len();
-                batch.push((seq, payload));
+        let files = spool.with(self.lane, |log| log.segments.len());
+        // One that is still bad when it was mended is not mended for ever.
+        for _ in 0..=files {
+            let batch = spool.with(self.lane, |log| self.gather(log, bytes))?;
+            let Some(bad) = self.reader.bad.take_if(|_| batch.is_empty()) else {
+                return Ok(batch);
+            };
+            let found = spool.with(self.lane, |log| log.mend(bad, now))?;
+            if let Some(finding) = found {
+                spool.lost(&finding, now);
             }
-            Ok(batch)
-        })
+        }
+        Err(SpoolError::Damaged(spool.dir.join(self.lane.name())))
+    }
+
+    /// What can be read before something that cannot.
+    fn gather(&mut self, log: &LaneLog, bytes: usize) -> Result<Vec<(u64, Bytes)>, SpoolError> {
+        let mut batch = Vec::new();
+        let mut size = 0;
+        while self.reader.bad.is_none()
+            && size < bytes
+            && batch.len() < nexus_proto::limits::BATCH_RECORDS
+        {
+            let stored = match self.reader.next(log) {
+                Ok(Some(stored)) => stored,
+                Ok(None) => break,
+                Err(error) => {
+                    self.reader.bad = Some(Bad::of(error)?);
+                    break;
+                }
+            };
+            let seq = stored.seq;
+            let known = seq <= self.reader.after;
+            let payload = if self.lane == Lane::Metrics {
+                match Record::decode(stored.payload, &mut self.reader.decoder) {
+                    Ok(_) if known => continue,
+                    Ok(record) => record.encode(&mut self.encoder),
+                    Err(error) => {
+                        // The reports behind it are differences to it.
+                        tracing::error!(seq, error = %chain(&error), "a spooled report is not readable");
+                        let path = self.reader.path(log).unwrap_or(&log.dir).to_owned();
+                        self.reader.bad = Some(Bad {
+                            path: path.clone(),
+                            below: seq,
+                            error: SpoolError::Damaged(path),
+                        });
+                        break;
+                    }
+                }
+            } else if known {
+                continue;
+            } else {
+                stored.payload
+            };
+            self.reader.after = seq;
+            size += payload.len();
+            batch.push((seq, payload));
+        }
+        Ok(batch)
     }
 }
 
@@ -397,7 +478,8 @@ impl Upload {
 fn coalesce(log: &mut LaneLog) -> Result<(), SpoolError> {
     let mut reader = Reader::new(log.acked);
     let mut kept: BTreeMap<u64, segment::Stored> = BTreeMap::new();
-    let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+    // By kind, and whether it says that the kind could not be read: what was read stands until more was.
+    let mut newest: BTreeMap<(String, bool), u64> = BTreeMap::new();
     while let Some(stored) = reader.next(log)? {
         if stored.seq <= log.acked {
             continue;
@@ -407,10 +489,15 @@ fn coalesce(log: &mut LaneLog) -> Result<(), SpoolError> {
             body: Body::Section(section),
             ..
         }) = record
-            && section.error.is_none()
-            && let Some(before) = newest.insert(section.kind, stored.seq)
         {
-            kept.remove(&before);
+            let (kind, failed) = (section.kind, section.error.is_some());
+            let mut before = vec![newest.insert((kind.clone(), failed), stored.seq)];
+            if !failed {
+                before.push(newest.remove(&(kind, true)));
+            }
+            for seq in before.into_iter().flatten() {
+                kept.remove(&seq);
+            }
         }
         kept.insert(stored.seq, stored);
     }

@@ -210,7 +210,7 @@ pub struct Gap {
     pub first_seq: u64,
     /// The last of them.
     pub last_seq: u64,
-    /// `spool_full`, `unclean_start`, `corrupt_segment`.
+    /// `spool_full`, `spool_age`, `unclean_start`, `corrupt_segment`.
     pub reason: String,
 }
 

@@ -348,7 +348,7 @@ fn acked(dir: &Path, lane: Lane) -> Outcome<u64> {
         inventory: config,
         metrics: config,
     };
-    let (spool, _) = Spool::open(&dir.join("spool"), &config, Clock::system().now())
+    let (spool, _) = Spool::open(&dir.join("spool"), &config, 0, Clock::system().now())
         .map_err(|error| Fault::new(format!("{}: {error}", dir.display())))?;
     let acked = spool.acked(lane);
     spool

@@ -40,7 +40,7 @@ impl Node {
             metrics: lane,
         };
         let now = self.clock.now();
-        let (spool, _) = Spool::open(&self.dir.path().join("spool"), &config, now).unwrap();
+        let (spool, _) = Spool::open(&self.dir.path().join("spool"), &config, 0, now).unwrap();
         let spool = Arc::new(spool);
         let scripts = self.dir.path().join("scripts");
         crate::exec::clean_scripts(&scripts).unwrap();
@@ -76,7 +76,9 @@ impl Node {
 impl Agent {
     fn records(&self) -> Vec<Record> {
         let mut upload = self.spool.upload(Lane::Results, 0);
-        let batch = upload.next_batch(&self.spool, usize::MAX).unwrap();
+        let batch = upload
+            .next_batch(&self.spool, usize::MAX, Timestamp(0))
+            .unwrap();
         batch
             .into_iter()
             .map(|(_, bytes)| Record::decode(bytes, &mut Decoder::new()).unwrap())

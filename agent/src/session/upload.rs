@@ -14,6 +14,7 @@ use super::{
     Surroundings,
     pace::{Backoff, Window},
 };
+use crate::spool::SpoolError;
 
 /// Bytes of records of one batch, one more record at most on top.
 const BATCH_BYTES: u64 = 128 * 1024;
@@ -60,7 +61,7 @@ async fn stream(
     let answer = client.upload(ReceiverStream::new(outbound)).await?;
     let mut acks = answer.into_inner();
     let first = next(&mut acks).await?;
-    take(around, lane, first.seq);
+    take(around, lane, first.seq)?;
     let mut window = Window::new(first.credit_bytes);
     let mut records = around.spool.upload(lane, first.seq);
     let mut all_sent = false;
@@ -68,15 +69,15 @@ async fn stream(
         tokio::select! {
             ack = next(&mut acks) => {
                 let ack = ack?;
+                take(around, lane, ack.seq)?;
                 window.acked(ack.seq, ack.credit_bytes);
-                take(around, lane, ack.seq);
             }
             () = around.spool.changed(lane), if all_sent => all_sent = false,
             place = frames.reserve(), if !all_sent && window.room() > 0 => {
                 let place = place.map_err(|_| Status::unavailable("the stream ended"))?;
                 let room = usize::try_from(window.room().min(BATCH_BYTES)).unwrap_or(1);
                 let batch = records
-                    .next_batch(&around.spool, room)
+                    .next_batch(&around.spool, room, around.clock.now())
                     .map_err(|error| Status::internal(errors::chain(&error).to_string()))?;
                 let Some((last, _)) = batch.last() else {
                     all_sent = true;
@@ -98,14 +99,23 @@ async fn next(acks: &mut Streaming<wire::UploadAck>) -> Result<wire::UploadAck, 
 }
 
 /// Lets go of what is committed.
-fn take(around: &Surroundings, lane: Lane, seq: u64) {
-    if let Err(error) = around.spool.ack(lane, seq) {
+fn take(around: &Surroundings, lane: Lane, seq: u64) -> Result<(), Status> {
+    match around.spool.ack(lane, seq) {
+        Ok(()) => {}
+        Err(error @ SpoolError::Ack { .. }) => {
+            let reason = errors::chain(&error).to_string();
+            tracing::error!(reason, "the collector's ack cannot be true");
+            return Err(Status::out_of_range(reason));
+        }
         // It is sent again after a restart, and the collector knows it by its seq.
-        tracing::warn!(%lane, error = %errors::chain(&error), "an ack cannot be stored");
+        Err(error) => {
+            tracing::warn!(%lane, error = %errors::chain(&error), "an ack cannot be stored");
+        }
     }
     if lane == Lane::Results {
         around.runs.acked(seq);
     }
+    Ok(())
 }
 
 fn frame(kind: upload_frame::Kind) -> wire::UploadFrame {

@@ -25,9 +25,16 @@ use nexus_proto::{
 
 use super::{
     SpoolError,
+    marks::SEQ_END,
     marks::{self, Cursor},
     segment::{self, HEADER_BYTES, Stored},
 };
+
+/// How far beyond what was ever stored here an ack may be: a folder that lost its latest seqs must learn of
+/// them, and a collector must not be able to use all of them up.
+const AHEAD: u64 = 1 << 40;
+/// A file that is wholly acked is not added to beyond this: each reader goes through it from its start.
+const ACKED_BYTES: u64 = 64 * 1024;
 
 /// How many seqs are reserved at once.
 pub(super) const BLOCK: u64 = 1024;
@@ -68,7 +75,18 @@ pub(super) struct LaneLog {
     pub(super) acked: u64,
     /// The end of the last segment, when records may still be added to it.
     writer: Option<File>,
-    cursor: Cursor,
+    pub(super) cursor: Cursor,
+    /// The gap an unclean start has to leave, for as long as the disk does not take it.
+    owed: Option<Owed>,
+    /// The file that could not be read, and how often that was tried.
+    pub(super) unreadable: Option<(PathBuf, u32)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Owed {
+    first: u64,
+    last: u64,
+    time: Timestamp,
 }
 
 impl LaneLog {
@@ -89,6 +107,8 @@ impl LaneLog {
             acked,
             writer: None,
             cursor,
+            owed: None,
+            unreadable: None,
         }
     }
 
@@ -118,6 +138,7 @@ impl LaneLog {
         encode: impl FnOnce(u64, bool) -> Bytes,
         sync: bool,
     ) -> Result<u64, SpoolError> {
+        self.settle()?;
         let full = self
             .segments
             .back()
@@ -165,10 +186,24 @@ impl LaneLog {
 
     /// Everything up to `seq` is committed at the collector; files that hold nothing else are removed.
     pub(super) fn ack(&mut self, seq: u64) -> Result<(), SpoolError> {
+        if seq >= SEQ_END || seq > self.next_seq.saturating_add(AHEAD) {
+            return Err(SpoolError::Ack {
+                lane: self.lane,
+                seq,
+                last: self.last(),
+            });
+        }
         if seq <= self.acked {
             return Ok(());
         }
+        if seq >= self.next_seq && self.lowest() < self.next_seq {
+            tracing::error!(
+                lane = %self.lane, seq, stored = self.last(),
+                "the collector has records under seqs that this folder gave to others, which are lost"
+            );
+        }
         self.acked = seq;
+        self.owed = self.owed.filter(|owed| owed.last > seq);
         if seq >= self.next_seq {
             // The collector knows seqs this folder does not: never use them again.
             self.next_seq = seq + 1;
@@ -184,13 +219,13 @@ impl LaneLog {
                 let small = self
                     .segments
                     .front()
-                    .is_some_and(|s| s.bytes < self.config.segment_bytes);
+                    .is_some_and(|s| s.bytes < self.config.segment_bytes.min(ACKED_BYTES));
                 if small {
                     break;
                 }
                 self.writer = None;
             }
-            self.remove_front()?;
+            self.remove_front();
         }
         self.cursor
             .write(self.acked)
@@ -198,7 +233,7 @@ impl LaneLog {
     }
 
     /// Gives up the oldest file, leaving a gap in its place; gaps at the front become one.
-    pub(super) fn drop_oldest(&mut self, now: Timestamp) -> Result<bool, SpoolError> {
+    pub(super) fn drop_oldest(&mut self, now: Timestamp, reason: &str) -> Result<bool, SpoolError> {
         let gaps = self
             .segments
             .iter()
@@ -215,22 +250,19 @@ impl LaneLog {
             .front()
             .map_or(victim.first, |s| s.gap_from.unwrap_or(s.first));
         let first = first.max(self.acked.saturating_add(1)).min(victim.last);
-        let gap = self.write_gap(first, victim.last, now, "spool_full")?;
-        for _ in 0..=gaps {
-            let same_file = self.segments.front().is_some_and(|s| s.path == gap.path);
-            if same_file {
-                self.segments.pop_front();
-            } else {
-                self.remove_front()?;
-            }
-        }
+        let gap = self.write_gap(first, victim.last, now, reason)?;
+        let given_up: Vec<_> = self.segments.drain(..=gaps).collect();
+        let path = gap.path.clone();
         self.segments.push_front(gap);
         self.generation += 1;
+        for segment in given_up.iter().filter(|s| s.path != path) {
+            discard(&segment.path);
+        }
         Ok(true)
     }
 
     /// A file that holds one gap record alone.
-    fn write_gap(
+    pub(super) fn write_gap(
         &self,
         first_seq: u64,
         last_seq: u64,
@@ -249,32 +281,57 @@ impl LaneLog {
             [] => None,
             records => Some(write_segment(&self.dir, self.lane, records, None)?),
         };
-        let old = std::mem::take(&mut self.segments);
+        let old = std::mem::replace(&mut self.segments, kept.into_iter().collect());
+        let kept = self.segments.front().map(|kept| kept.path.clone());
         for segment in &old {
-            if kept.as_ref().is_none_or(|kept| kept.path != segment.path) {
-                remove(&segment.path)?;
+            // In their order: a start that finds some of them takes the new file for the copy it is, as long
+            // as those left are the later ones.
+            if kept.as_ref() != Some(&segment.path) && !discard(&segment.path) {
+                break;
             }
         }
-        self.segments.extend(kept);
         Ok(())
     }
 
-    /// Adds a gap up to the end of what is reserved, as an unclean start must.
-    pub(super) fn skip_reserved(
-        &mut self,
-        first: u64,
-        now: Timestamp,
-        reason: &str,
-    ) -> Result<(), SpoolError> {
-        let last = self.reserved;
-        let gap = self.write_gap(first, last, now, reason)?;
-        self.segments.push_back(gap);
-        self.next_seq = last + 1;
+    /// Adds a gap up to the end of what is reserved, as an unclean start must; on a full disk, as soon as it can.
+    pub(super) fn skip_reserved(&mut self, first: u64, now: Timestamp) {
+        self.owed = Some(Owed {
+            first,
+            last: self.reserved,
+            time: now,
+        });
+        self.next_seq = self.reserved + 1;
+        if let Err(error) = self.settle() {
+            let error = nexus_runtime::errors::chain(&error).to_string();
+            tracing::warn!(lane = %self.lane, error, "a gap is not written yet");
+        }
+    }
+
+    /// Writes what has to stand before the next record.
+    fn settle(&mut self) -> Result<(), SpoolError> {
+        if let Some(Owed { first, last, time }) = self.owed {
+            let gap = self.write_gap(first, last, time, "unclean_start")?;
+            marks::write_reserved(&self.dir, self.reserved)?;
+            self.segments.push_back(gap);
+            self.owed = None;
+        }
         Ok(())
+    }
+
+    /// A disk that takes nothing, and does not let go of what it took.
+    #[cfg(test)]
+    pub(super) fn break_writer(&mut self) {
+        self.writer = OpenOptions::new().write(true).open("/dev/full").ok();
+    }
+
+    /// The last file is not added to any more.
+    pub(super) fn end_file(&mut self) {
+        self.writer = None;
     }
 
     /// Fsyncs all and gives back what is reserved and not used, so that the next start is a clean one.
     pub(super) fn close(&mut self) -> Result<(), SpoolError> {
+        self.settle()?;
         self.sync()?;
         self.reserved = self.last();
         Ok(marks::write_reserved(&self.dir, self.reserved)?)
@@ -290,6 +347,7 @@ impl LaneLog {
     }
 
     fn begin_segment(&mut self, seq: u64) -> Result<(), SpoolError> {
+        files::create_folder(&self.dir)?;
         let path = self.dir.join(file_name(seq));
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
@@ -334,21 +392,21 @@ impl LaneLog {
         let Some(segment) = self.segments.back() else {
             return;
         };
-        // If even this fails, the tail is torn and the next start cuts it.
-        file.set_len(segment.bytes).ok();
-        if segment.bytes == HEADER_BYTES {
+        if file.set_len(segment.bytes).is_err() {
+            // The record may be there whole when the file is read again: its seq is spent.
+            self.next_seq += 1;
+        } else if segment.bytes == HEADER_BYTES {
             fs::remove_file(&segment.path).ok();
             self.segments.pop_back();
             self.generation += 1;
         }
     }
 
-    fn remove_front(&mut self) -> Result<(), SpoolError> {
+    fn remove_front(&mut self) {
         if let Some(segment) = self.segments.pop_front() {
             self.generation += 1;
-            remove(&segment.path)?;
+            discard(&segment.path);
         }
-        Ok(())
     }
 
     fn fail(&self, action: &'static str, source: io::Error) -> SpoolError {
@@ -391,6 +449,7 @@ pub(super) fn write_segment(
     records: &[Stored],
     gap_from: Option<u64>,
 ) -> Result<Segment, SpoolError> {
+    files::create_folder(dir)?;
     let first = records.first().map_or(0, |stored| stored.seq);
     let mut bytes = segment::header(lane, first);
     for stored in records {
@@ -427,6 +486,16 @@ pub(super) fn remove(path: &Path) -> Result<(), SpoolError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Removes what is no longer known. If that fails the next start finds it, and finds that it is not needed.
+fn discard(path: &Path) -> bool {
+    let removed = remove(path);
+    if let Err(error) = &removed {
+        let error = nexus_runtime::errors::chain(error).to_string();
+        tracing::warn!(error, "a file of the spool stays behind");
+    }
+    removed.is_ok()
 }
 
 pub(super) fn sync_folder(dir: &Path) -> io::Result<()> {

@@ -11,6 +11,9 @@ use std::{
 
 use nexus_pki::files::{self, FileError};
 
+/// No seq is as high as this: one that says so was not written by an honest hand.
+pub(super) const SEQ_END: u64 = 1 << 62;
+
 const RESERVED: &[u8; 4] = b"NXS1";
 const CURSOR: &[u8; 4] = b"NXC1";
 
@@ -24,6 +27,8 @@ pub(super) fn read_reserved(dir: &Path) -> io::Result<Option<Result<u64, ()>>> {
 }
 
 pub(super) fn write_reserved(dir: &Path, seq: u64) -> Result<(), FileError> {
+    // Somebody may have removed it from under the running agent.
+    files::create_folder(dir)?;
     files::write_private(dir, "seq", &render(RESERVED, seq))
 }
 
@@ -66,5 +71,7 @@ fn render(magic: &[u8; 4], seq: u64) -> Vec<u8> {
 fn parse(magic: &[u8; 4], bytes: &[u8]) -> Option<u64> {
     let (body, crc) = bytes.split_at_checked(12)?;
     let seq = body.strip_prefix(magic)?.first_chunk::<8>()?;
-    (crc32c::crc32c(body).to_le_bytes() == *crc).then(|| u64::from_le_bytes(*seq))
+    let good = crc32c::crc32c(body).to_le_bytes() == *crc;
+    good.then(|| u64::from_le_bytes(*seq))
+        .filter(|seq| *seq < SEQ_END)
 }

@@ -19,15 +19,17 @@ use nexus_proto::{
 
 use super::{
     SpoolError,
-    lane::{LaneConfig, LaneLog, Segment, gap_record, remove, write_segment},
-    marks::{self, Cursor},
-    segment::{self, Damage, HEADER_BYTES, Scan, Stored},
+    lane::{LaneConfig, LaneLog, Segment, remove},
+    marks::{self, Cursor, SEQ_END},
+    mend::{Extent, quarantine},
+    segment::{self, Damage, HEADER_BYTES, Stored},
 };
 
-/// Damaged files kept for whoever wants to look at them.
-const QUARANTINED: usize = 4;
-/// How far seqs jump when nothing says which were used.
+/// How far seqs jump when the file that says which were used is lost.
 const LEAP: u64 = 1 << 32;
+/// How far apart the seqs of two sessions are at least, when all is lost: more than one session can use, with
+/// room for a few leaps.
+const SESSION: u64 = 1 << 36;
 
 /// Something that was not as a clean stop leaves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +44,13 @@ pub struct Finding {
     pub lost: Option<(u64, u64)>,
 }
 
+/// Opens one lane. `sessions`: how many there have been in the life of the state folder, which bounds what a
+/// folder that is gone may have used.
 pub(super) fn open(
     lane: Lane,
     dir: PathBuf,
     config: LaneConfig,
+    sessions: u64,
     now: Timestamp,
 ) -> Result<(LaneLog, Vec<Finding>), SpoolError> {
     files::create_folder(&dir)?;
@@ -65,7 +70,13 @@ pub(super) fn open(
             .get(index + 1)
             .and_then(|next| first_of(next))
             .map(|next| next - 1);
-        if let Some(segment) = recover(lane, &dir, path, bound, now, &mut findings)? {
+        let known = reserved.and_then(Result::ok);
+        let extent = Extent {
+            acked,
+            bound,
+            below: u64::MAX,
+        };
+        if let Some(segment) = recover(lane, &dir, path, (extent, known), now, &mut findings)? {
             let before = segments.back().map_or(0, |segment| segment.last);
             if segment.first <= before {
                 // A crash between writing a gap and removing what it stands for: nothing is lost yet.
@@ -78,7 +89,8 @@ pub(super) fn open(
 
     let high = segments.back().map_or(0, |segment| segment.last).max(acked);
     let reserved = match reserved {
-        None if high == 0 => 0,
+        // A new folder, or all of it is gone.
+        None if high == 0 => sessions.saturating_mul(SESSION).min(SEQ_END / 2),
         Some(Ok(reserved)) => reserved.max(high),
         // Without the file nothing says which seqs were used and sent.
         None | Some(Err(())) => high.saturating_add(LEAP),
@@ -87,7 +99,7 @@ pub(super) fn open(
     let seqs = (high + 1, reserved);
     let mut log = LaneLog::assemble(place, segments, (cursor, acked), seqs);
     if high < reserved {
-        log.skip_reserved(high + 1, now, "unclean_start")?;
+        log.skip_reserved(high + 1, now);
         findings.push(Finding {
             lane,
             kind: "spool_unclean_start",
@@ -97,17 +109,16 @@ pub(super) fn open(
             ),
             lost: Some((high + 1, reserved)),
         });
-        marks::write_reserved(&dir, reserved)?;
     }
     Ok((log, findings))
 }
 
-/// Reads one file and mends it. `bound` is the last seq it can hold, if a file follows.
+/// Reads one file and mends it. `reserved`: the last seq that may have been used, if it is known.
 fn recover(
     lane: Lane,
     dir: &Path,
     path: &Path,
-    bound: Option<u64>,
+    (extent, reserved): (Extent, Option<u64>),
     now: Timestamp,
     findings: &mut Vec<Finding>,
 ) -> Result<Option<Segment>, SpoolError> {
@@ -116,17 +127,29 @@ fn recover(
         path: path.to_owned(),
         source,
     };
+    let bound = extent.bound;
     let mut seen = Seen::default();
-    let read = segment::scan(path, lane, |stored| seen.note(stored));
-    let scan = match read {
-        Ok(scan) => scan,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "a spool file cannot be read");
-            Scan {
-                good_bytes: 0,
-                damage: Some(Damage::Corrupt),
-            }
+    let mut read = segment::scan(path, lane, |stored| seen.note(stored));
+    if let Err(error) = &read {
+        tracing::warn!(path = %path.display(), %error, "a spool file cannot be read, trying once more");
+        seen = Seen::default();
+        read = segment::scan(path, lane, |stored| seen.note(stored));
+    }
+    // What cannot be read or mended now is left to whoever reads the lane, up to here.
+    let last = bound.or(reserved).unwrap_or(0).max(seen.last);
+    let later = |seen: &Seen| {
+        let first = first_of(path).unwrap_or(seen.first);
+        Segment {
+            path: path.to_owned(),
+            first,
+            last: last.max(first),
+            bytes: fs::metadata(path).map_or(HEADER_BYTES, |meta| meta.len()),
+            newest: now,
+            gap_from: None,
         }
+    };
+    let Ok(scan) = read else {
+        return Ok(Some(later(&seen)));
     };
     if scan.damage == Some(Damage::Newer) {
         return Err(SpoolError::Newer(path.to_owned()));
@@ -142,10 +165,14 @@ fn recover(
         remove(path)?;
         return Ok(None);
     } else if scan.damage.is_some() {
-        return quarantine(lane, dir, path, (bound, now), findings).map_err(|e| match e {
-            Quarantine::Io(source) => fail("move aside", source),
-            Quarantine::Spool(error) => error,
-        });
+        return match quarantine(lane, dir, path, extent, now, findings) {
+            Ok(kept) => Ok(kept),
+            Err(error) => {
+                let error = nexus_runtime::errors::chain(&error).to_string();
+                tracing::warn!(path = %path.display(), error, "a damaged file cannot be mended yet");
+                Ok(Some(later(&seen)))
+            }
+        };
     }
     Ok(Some(Segment {
         path: path.to_owned(),
@@ -155,72 +182,6 @@ fn recover(
         newest: seen.newest,
         gap_from: seen.gap_from.filter(|_| seen.count == 1),
     }))
-}
-
-enum Quarantine {
-    Io(io::Error),
-    Spool(SpoolError),
-}
-
-impl From<io::Error> for Quarantine {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<SpoolError> for Quarantine {
-    fn from(error: SpoolError) -> Self {
-        Self::Spool(error)
-    }
-}
-
-fn quarantine(
-    lane: Lane,
-    dir: &Path,
-    path: &Path,
-    (bound, now): (Option<u64>, Timestamp),
-    findings: &mut Vec<Finding>,
-) -> Result<Option<Segment>, Quarantine> {
-    let aside = dir.join("quarantine");
-    files::create_folder(&aside).map_err(SpoolError::from)?;
-    let kept = list(&aside)?;
-    for old in kept
-        .iter()
-        .take((kept.len() + 1).saturating_sub(QUARANTINED))
-    {
-        remove(old)?;
-    }
-    let name = path.file_name().unwrap_or_default();
-    let moved = aside.join(name);
-    fs::rename(path, &moved)?;
-
-    let mut good = Vec::new();
-    // What the scan read before it is read again; a file that cannot be read gives nothing.
-    segment::scan(&moved, lane, |stored| good.push(stored)).ok();
-    let named = first_of(path).unwrap_or(1);
-    let first_lost = good.last().map_or(named, |stored: &Stored| stored.seq + 1);
-    // Without a file behind it, what is lost shows as the rest of the reserved block.
-    let lost = bound
-        .filter(|bound| *bound >= first_lost)
-        .map(|bound| (first_lost, bound));
-    let only_gap = good.is_empty().then_some(first_lost);
-    if let Some((first, last)) = lost {
-        good.push(gap_record(first, last, now, "corrupt_segment"));
-    }
-    findings.push(Finding {
-        lane,
-        kind: "spool_quarantined",
-        message: format!(
-            "{} is damaged and was moved to {}",
-            path.display(),
-            moved.display()
-        ),
-        lost,
-    });
-    if good.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(write_segment(dir, lane, &good, only_gap)?))
 }
 
 #[derive(Default)]
@@ -252,7 +213,7 @@ impl Seen {
 }
 
 /// Segment files by their first seq.
-fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -264,7 +225,7 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn first_of(path: &Path) -> Option<u64> {
+pub(super) fn first_of(path: &Path) -> Option<u64> {
     path.file_name()?
         .to_str()?
         .strip_suffix(".seg")?

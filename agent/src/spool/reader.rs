@@ -1,12 +1,13 @@
 //! Reading a lane in order while it is written to, trimmed and coalesced.
 
-use std::{fs::File, io};
+use std::{fs::File, io, path::Path};
 
 use nexus_proto::metrics::Decoder;
 
 use super::{
     SpoolError,
     lane::LaneLog,
+    mend::Bad,
     segment::{self, HEADER_BYTES, Stored},
 };
 
@@ -17,6 +18,8 @@ pub(super) struct Reader {
     pub(super) after: u64,
     place: Option<Place>,
     generation: u64,
+    /// What cannot be read, once it was told apart from what was read before it.
+    pub(super) bad: Option<Bad>,
     /// The state of the metrics codec in the file being read: it begins anew with each file.
     pub(super) decoder: Decoder,
 }
@@ -34,8 +37,16 @@ impl Reader {
             after,
             place: None,
             generation: 0,
+            bad: None,
             decoder: Decoder::new(),
         }
+    }
+
+    /// The file the last record was read from.
+    pub(super) fn path<'a>(&self, log: &'a LaneLog) -> Option<&'a Path> {
+        let first = self.place.as_ref()?.first;
+        let segment = log.segments.iter().find(|s| s.first == first)?;
+        Some(&segment.path)
     }
 
     /// The next record, whether or not it was handed out before: metrics have to be decoded from the start
@@ -91,12 +102,5 @@ impl Reader {
             self.after = self.after.max(last);
             self.place = None;
         }
-    }
-
-    /// Goes on behind the file it stands in, which cannot be read.
-    pub(super) fn skip_file(&mut self, log: &LaneLog) {
-        let first = self.place.take().map(|place| place.first);
-        let segment = log.segments.iter().find(|s| Some(s.first) == first);
-        self.after = segment.map_or(self.after, |s| s.last.max(self.after));
     }
 }

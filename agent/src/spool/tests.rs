@@ -52,7 +52,7 @@ fn drain(spool: &Spool, lane: Lane, after: u64) -> Vec<Record> {
     let mut decoder = Decoder::new();
     let mut found = Vec::new();
     loop {
-        let batch = upload.next_batch(spool, 1000).unwrap();
+        let batch = upload.next_batch(spool, 1000, T).unwrap();
         if batch.is_empty() {
             return found;
         }
@@ -76,7 +76,7 @@ fn gaps(records: &[Record]) -> Vec<(u64, u64, String)> {
 fn a_clean_stop_loses_no_seq() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..3_u64 {
-        let (spool, findings) = Spool::open(dir.path(), &config(1 << 20), T).unwrap();
+        let (spool, findings) = Spool::open(dir.path(), &config(1 << 20), 0, T).unwrap();
         assert_eq!(findings, []);
         assert_eq!(spool.append(T, snapshot(1.0)).unwrap(), round + 1);
         assert_eq!(drain(&spool, Lane::Metrics, 0).len() as u64, round + 1);
@@ -87,10 +87,10 @@ fn a_clean_stop_loses_no_seq() {
 #[test]
 fn an_unclean_start_skips_its_block_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let (spool, _) = Spool::open(dir.path(), &config(1 << 20), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(1 << 20), 0, T).unwrap();
     spool.event(T, "one", "").unwrap();
     drop(spool);
-    let (spool, findings) = Spool::open(dir.path(), &config(1 << 20), T).unwrap();
+    let (spool, findings) = Spool::open(dir.path(), &config(1 << 20), 0, T).unwrap();
     assert_eq!(findings[0].lost, Some((2, lane::BLOCK)));
     assert_eq!(spool.event(T, "two", "").unwrap(), lane::BLOCK + 1);
     let records = drain(&spool, Lane::Results, 0);
@@ -107,7 +107,7 @@ fn an_unclean_start_skips_its_block_and_says_so() {
 #[test]
 fn a_torn_tail_is_cut_at_every_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let (spool, _) = Spool::open(dir.path(), &config(1 << 20), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(1 << 20), 0, T).unwrap();
     spool.event(T, "one", "first").unwrap();
     spool.event(T, "two", "second").unwrap();
     drop(spool);
@@ -119,7 +119,7 @@ fn a_torn_tail_is_cut_at_every_byte() {
         fs::create_dir_all(&folder).unwrap();
         fs::copy(dir.path().join("results/seq"), folder.join("seq")).unwrap();
         fs::write(folder.join(lane::file_name(1)), &whole[..cut]).unwrap();
-        let (spool, _) = Spool::open(copy.path(), &config(1 << 20), T).unwrap();
+        let (spool, _) = Spool::open(copy.path(), &config(1 << 20), 0, T).unwrap();
         let records = drain(&spool, Lane::Results, 0);
         assert_eq!(gaps(&records).len(), 1, "cut at {cut}");
         assert!(spool.event(T, "three", "").unwrap() > lane::BLOCK);
@@ -129,7 +129,7 @@ fn a_torn_tail_is_cut_at_every_byte() {
 #[test]
 fn a_bad_middle_is_moved_aside_and_said() {
     let dir = tempfile::tempdir().unwrap();
-    let (spool, _) = Spool::open(dir.path(), &config(1 << 20), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(1 << 20), 0, T).unwrap();
     for n in 0..3 {
         spool.event(T, "kind", &format!("message {n}")).unwrap();
     }
@@ -140,7 +140,7 @@ fn a_bad_middle_is_moved_aside_and_said() {
     bytes[middle] ^= 1;
     fs::write(&file, bytes).unwrap();
 
-    let (spool, findings) = Spool::open(dir.path(), &config(1 << 20), T).unwrap();
+    let (spool, findings) = Spool::open(dir.path(), &config(1 << 20), 0, T).unwrap();
     assert_eq!(findings[0].kind, "spool_quarantined");
     assert!(
         dir.path()
@@ -161,7 +161,7 @@ fn a_bad_middle_is_moved_aside_and_said() {
 #[test]
 fn metrics_make_way_with_a_gap_and_still_decode() {
     let dir = tempfile::tempdir().unwrap();
-    let (spool, _) = Spool::open(dir.path(), &config(4096), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(4096), 0, T).unwrap();
     for n in 0..400_u32 {
         spool.append(T, snapshot(f64::from(n))).unwrap();
     }
@@ -183,7 +183,7 @@ fn metrics_make_way_with_a_gap_and_still_decode() {
 #[test]
 fn old_metrics_are_given_up() {
     let dir = tempfile::tempdir().unwrap();
-    let (spool, _) = Spool::open(dir.path(), &config(1 << 12), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(1 << 12), 0, T).unwrap();
     for n in 0..20_u32 {
         spool.append(T, snapshot(f64::from(n))).unwrap();
     }
@@ -191,14 +191,14 @@ fn old_metrics_are_given_up() {
         .append(T.after(Duration::from_secs(90_000)), snapshot(0.0))
         .unwrap();
     let records = drain(&spool, Lane::Metrics, 0);
-    assert_eq!(gaps(&records), [(1, 20, "spool_full".to_owned())]);
+    assert_eq!(gaps(&records), [(1, 20, "spool_age".to_owned())]);
     assert_eq!(records.len(), 2);
 }
 
 #[test]
 fn superseded_inventory_is_left_out() {
     let dir = tempfile::tempdir().unwrap();
-    let (spool, _) = Spool::open(dir.path(), &config(4096), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(4096), 0, T).unwrap();
     for n in 0..200 {
         spool
             .append(T, section("os", &format!("version {n}")))
@@ -221,14 +221,14 @@ fn superseded_inventory_is_left_out() {
     let known = spool.sections();
     spool.close().unwrap();
     drop(spool);
-    let (spool, _) = Spool::open(dir.path(), &config(4096), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(4096), 0, T).unwrap();
     assert_eq!(spool.sections(), known);
 }
 
 #[test]
 fn full_results_refuse_output_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
-    let (spool, _) = Spool::open(dir.path(), &config(4096), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(4096), 0, T).unwrap();
     let output = || {
         Body::Output(Output {
             run: RunKey::once(JobId::random()),
@@ -251,7 +251,7 @@ fn full_results_refuse_output_and_nothing_else() {
 #[test]
 fn a_later_format_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (spool, _) = Spool::open(dir.path(), &config(4096), T).unwrap();
+    let (spool, _) = Spool::open(dir.path(), &config(4096), 0, T).unwrap();
     spool.event(T, "one", "").unwrap();
     drop(spool);
     let file = dir.path().join("results").join(lane::file_name(1));
@@ -261,11 +261,13 @@ fn a_later_format_is_refused() {
     bytes[16..20].copy_from_slice(&crc);
     fs::write(&file, &bytes).unwrap();
     assert!(matches!(
-        Spool::open(dir.path(), &config(4096), T),
+        Spool::open(dir.path(), &config(4096), 0, T),
         Err(SpoolError::Newer(_))
     ));
     assert_eq!(fs::read(&file).unwrap(), bytes);
 }
+
+mod damage;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -294,7 +296,7 @@ proptest! {
     #[test]
     fn behaves_like_a_queue(steps in prop::collection::vec(step(), 1..60)) {
         let dir = tempfile::tempdir().unwrap();
-        let open = || Spool::open(dir.path(), &config(2048), T).unwrap().0;
+        let open = || Spool::open(dir.path(), &config(2048), 0, T).unwrap().0;
         let mut spool = open();
         let mut stored: Vec<u64> = Vec::new();
         let mut acked = 0;

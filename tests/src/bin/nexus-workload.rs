@@ -81,7 +81,7 @@ fn spool(dir: &Path, mut chance: StdRng) -> Result<(), String> {
     let fail = |error: nexus_agent::spool::SpoolError| error.to_string();
     let mut now = START;
     for _ in 0..3 {
-        let (spool, _) = Spool::open(dir, &config(), now).map_err(fail)?;
+        let (spool, _) = Spool::open(dir, &config(), 0, now).map_err(fail)?;
         for _ in 0..60 {
             now = now.after(Duration::from_secs(1));
             match chance.random_range(0..10) {

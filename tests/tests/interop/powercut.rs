@@ -78,7 +78,7 @@ fn stored(spool: &Spool, lane: Lane) -> Result<Vec<Record>, String> {
     let mut records = Vec::new();
     loop {
         let batch = upload
-            .next_batch(spool, 1 << 20)
+            .next_batch(spool, 1 << 20, Timestamp(1_700_000_900_000))
             .map_err(|error| error.to_string())?;
         if batch.is_empty() {
             return Ok(records);
@@ -92,7 +92,7 @@ fn stored(spool: &Spool, lane: Lane) -> Result<Vec<Record>, String> {
 
 fn check_spool(dir: &Path, promises: &[&str]) -> Result<(), String> {
     let now = Timestamp(1_700_000_900_000);
-    let (spool, _) = Spool::open(dir, &config(), now).map_err(|error| format!("{error:?}"))?;
+    let (spool, _) = Spool::open(dir, &config(), 0, now).map_err(|error| format!("{error:?}"))?;
     for lane in [Lane::Results, Lane::Inventory] {
         let promised = |word: &str| {
             let of = format!("{word} ");

@@ -243,7 +243,7 @@ pub(super) fn all() -> Vec<View> {
                 number("last_seq", "the last of them", "t.last_seq"),
                 text(
                     "reason",
-                    "spool_full, unclean_start, corrupt_segment",
+                    "spool_full, spool_age, unclean_start, corrupt_segment",
                     "t.reason",
                 ),
                 text("time", "when it was reported", time("t.time_ms")),
