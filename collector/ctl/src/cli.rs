@@ -105,6 +105,9 @@ pub struct LoginArgs {
     /// Reach the collector here instead of where the code says (repeatable)
     #[arg(long, value_name = "HOST:PORT")]
     pub address: Vec<String>,
+    /// Believe this signer policy and no other: policy_sha256 of another operator's `nexusctl config`
+    #[arg(long, value_name = "HEX", value_parser = parse_sha256)]
+    pub policy_sha256: Option<[u8; 32]>,
     /// Give up after this long
     #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = parse_span)]
     pub timeout: Duration,
@@ -317,4 +320,22 @@ pub struct Named {
     pub thing: Thing,
     /// The names, none for all.
     pub names: Vec<String>,
+}
+
+/// 64 hexadecimal digits.
+fn parse_sha256(text: &str) -> Result<[u8; 32], String> {
+    let why = || format!("`{text}` is no SHA-256 of 64 hexadecimal digits");
+    let mut digest = [0; 32];
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != digest.len() || !rest.is_empty() {
+        return Err(why());
+    }
+    for (byte, pair) in digest.iter_mut().zip(pairs) {
+        let pair = str::from_utf8(pair).map_err(|_| why())?;
+        if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(why());
+        }
+        *byte = u8::from_str_radix(pair, 16).map_err(|_| why())?;
+    }
+    Ok(digest)
 }

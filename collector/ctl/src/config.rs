@@ -48,6 +48,10 @@ pub(crate) fn config(session: &Session, output: &OutputArgs) -> Outcome {
             ),
             ("signing_key_id", Cell::text(key_id)),
             ("policy_version", Cell::Unsigned(profile.policy.version())),
+            (
+                "policy_sha256",
+                Cell::text(nexus_pki::hex(&profile.policy.digest())),
+            ),
         ]);
     }
     one(session, output, entries)

@@ -16,6 +16,7 @@ use crate::{
     output::Cell,
     profile::Profile,
     session::Session,
+    signers, terminal,
 };
 
 /// Time for one address to answer.
@@ -78,11 +79,12 @@ impl Collector {
             .await
             .map_err(fault)?
             .into_inner();
-        profile.renewed(key, &certificate)?;
+        profile.renewed(key, &certificate, session.now())?;
         session.log("certificate renewed");
         let signing = profile.signing_key()?;
-        if let Err(fault) = crate::login::refresh(session, profile.clone(), &signing).await {
-            session.log(&format!("signer policy not refreshed: {fault}"));
+        match signers::refresh(session, profile.clone(), &signing).await {
+            Ok(refreshed) => profile = refreshed,
+            Err(fault) => terminal::warn(&format!("signer policy not refreshed: {fault}")),
         }
         Self::plain(session, profile).await
     }

@@ -13,6 +13,7 @@ use crate::{
     profile::Profile,
     run::follow::Interrupt,
     session::Session,
+    signers::Voucher,
     terminal,
 };
 
@@ -30,6 +31,8 @@ use progress::Progress;
 
 /// How often running programs are looked after.
 const LOOK: Duration = Duration::from_millis(250);
+/// Time for each answer of a login.
+const LOGIN: Duration = Duration::from_secs(30);
 
 pub(crate) async fn demo(session: &Session, args: &DemoArgs) -> Outcome<Exit> {
     let folder = Folder::open(args.dir.clone().map_or_else(default_dir, Ok)?)?;
@@ -175,7 +178,9 @@ async fn log_in(
             text.lines().last().unwrap_or_default().to_owned()
         }
     };
-    login::with_code(session, &code, vec![address])
+    // It runs in a folder of ours, from a program of ours.
+    let voucher = Voucher::Collector;
+    login::with_code(session, &code, vec![address], voucher, LOGIN)
         .await
         .map(drop)
 }

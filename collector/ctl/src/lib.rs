@@ -31,6 +31,8 @@ mod profile;
 mod query;
 mod run;
 mod session;
+mod signers;
+mod skew;
 mod token;
 mod usage;
 

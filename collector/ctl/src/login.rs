@@ -1,40 +1,42 @@
 //! `nexusctl login`: a one-time code becomes two keys, made here.
 //!
 //! The code pins the fleet's root before anything secret is sent. The first operator also signs version 1
-//! of the signer policy; everyone signs that the policy in force is still current (its freshness).
+//! of the signer policy; everyone else must be sure of the one there is, since whoever it lists can run code on
+//! the nodes this operator's tokens let in. Then the policy is said to be current (its freshness).
 
-use std::{io::Read as _, path::PathBuf};
+use std::{io::Read as _, time::Duration};
 
 use bytes::Bytes;
 use nexus_pki::{
     certificate::Root,
     csr,
     leaf::Leaf,
-    operator_code::OperatorCode,
+    operator_code::{OperatorCode, OperatorCodeError},
     policy::{SignerPolicy, TrustedPolicy},
-    sha256,
     signing::{Signer, SigningKey},
     tls::{self, KeyExchange},
 };
 use nexus_proto::{
-    operator::v1::{LoginRequest, LoginResponse, Trust},
+    operator::v1::{LoginRequest, LoginResponse},
     time::Timestamp,
 };
 
 use crate::{
     cli::LoginArgs,
-    connection::{self, Collector, fault},
+    connection::{self, fault},
     dial::operator_connect,
-    fault::{Context as _, Exit, Fault, Outcome},
-    profile::{Profile, folder},
+    fault::{Context as _, Exit, Fault, Outcome, chain},
+    profile::{Profile, check_leaf, folder},
     session::{Session, within},
+    signers::{self, Voucher},
     terminal,
 };
 
 pub(crate) async fn login(session: &Session, args: &LoginArgs) -> Outcome {
     let code = read_code(&args.code)?;
-    let work = with_code(session, &code, args.address.clone());
-    let profile = within(args.timeout, "login", work).await?;
+    let voucher = args.policy_sha256.map_or(Voucher::Person, Voucher::Digest);
+    let profile = with_code(session, &code, args.address.clone(), voucher, args.timeout).await?;
+    signers::show(&profile.policy, &profile.signing_key()?.public_key());
     terminal::say(&format!(
         "logged in to {} as {} until {}",
         profile.trust_domain,
@@ -44,24 +46,97 @@ pub(crate) async fn login(session: &Session, args: &LoginArgs) -> Outcome {
     Ok(())
 }
 
-/// Logs in with a code's text; `addresses` stand in for those in the code.
+/// Logs in with a code's text; `addresses` stand in for those in the code. `limit` bounds each wait for the
+/// collector, not the time a person takes to answer.
 pub(crate) async fn with_code(
     session: &Session,
     code: &str,
     addresses: Vec<String>,
+    voucher: Voucher,
+    limit: Duration,
 ) -> Outcome<Profile> {
-    let code = OperatorCode::parse(code.trim()).map_err(|error| {
-        Fault::because("read the code", &error)
-            .hint("copy it whole, from nxo_ to its end, as `nexus-collector init` or `login-code` printed it")
-    })?;
-    if session.now() >= code.expires {
-        return Err(
-            Fault::new("login", format!("the code expired at {}", code.expires))
-                .hint("`nexus-collector login-code` on the collector's host prints a new one")
-                .exits(Exit::Denied),
+    let code = parse(session, code)?;
+    let addresses = addresses_of(&code, addresses)?;
+    let old = Profile::load(&session.client_toml)
+        .ok()
+        .filter(|old| old.root.sha256() == code.root_sha256);
+    let signing = signing_key(old.as_ref())?;
+    let made = match voucher {
+        // What has a digest already was made before.
+        Voucher::Digest(_) => None,
+        Voucher::Person | Voucher::Collector => Some(first_policy(session.now(), &code, &signing)?),
+    };
+    let (key, csr_der) = csr::new_csr().doing("make a key")?;
+    let request = LoginRequest {
+        code_id: Bytes::copy_from_slice(&code.id),
+        code_secret: Bytes::copy_from_slice(&code.secret),
+        csr_der: csr_der.into(),
+        signing_public_key: Bytes::copy_from_slice(&signing.public_key().0),
+        policy: made.as_ref().map(|policy| policy.envelope().clone()),
+        // Said once the collector's clock is known.
+        freshness: None,
+    };
+    let answer = within(limit, "login", ask(session, &code, &addresses, request)).await?;
+    let what = "login";
+    let certificate = answer
+        .certificate
+        .ok_or_else(|| Fault::new(what, "the collector answered without a certificate"))?;
+    let policy = answer
+        .policy
+        .ok_or_else(|| Fault::new(what, "the collector answered without a signer policy"))?;
+    let root = Root::pinned(&certificate.root_der, &code.root_sha256).doing(what)?;
+    let leaf = Leaf::from_wire(key, &certificate.chain_der).doing(what)?;
+    check_leaf(
+        what,
+        &leaf,
+        &root,
+        &code.trust_domain,
+        &code.name,
+        session.now(),
+    )?;
+    let own = signing.public_key();
+    let policy = match &old {
+        Some(old) => signers::newer(&old.policy, policy, &own)?,
+        None => {
+            signers::first_seen(policy, made.as_ref(), &own, &code.trust_domain, voucher).await?
+        }
+    };
+    if let Voucher::Digest(pin) = voucher {
+        signers::is_pinned(&policy, &pin)?;
+    }
+    let profile = Profile::assemble(session.client_toml.clone(), addresses, leaf, root, policy)?;
+    if !signers::lists(&profile.policy, &profile.name, &own) {
+        terminal::warn(
+            "your signing key is not in the fleet's signer policy: nodes will refuse your jobs and tokens",
         );
     }
-    let addresses = if addresses.is_empty() {
+    profile.store(&signing)?;
+    within(limit, "login", signers::refresh(session, profile, &signing)).await
+}
+
+/// The code, if it is still good.
+fn parse(session: &Session, text: &str) -> Outcome<OperatorCode> {
+    let code = OperatorCode::parse(text.trim()).map_err(|error| {
+        // What a parser of messages says of noise helps nobody.
+        let why = match &error {
+            OperatorCodeError::Encoding(_) => error.to_string(),
+            other => chain(other),
+        };
+        Fault::new("read the code", why)
+            .hint("copy it whole, from nxo_ to its end, as `nexus-collector init` or `login-code` printed it")
+    })?;
+    if session.now() < code.expires {
+        return Ok(code);
+    }
+    Err(
+        Fault::new("login", format!("the code expired at {}", code.expires))
+            .hint("`nexus-collector login-code` on the collector's host prints a new one")
+            .exits(Exit::Denied),
+    )
+}
+
+fn addresses_of(code: &OperatorCode, given: Vec<String>) -> Outcome<Vec<String>> {
+    let addresses = if given.is_empty() {
         code.addresses.clone()
     } else {
         // As an address stands in `endpoints.json`, too.
@@ -69,7 +144,7 @@ pub(crate) async fn with_code(
             let bare = address.strip_prefix("https://").unwrap_or(&address);
             bare.trim_end_matches('/').to_owned()
         };
-        addresses.into_iter().map(bare).collect()
+        given.into_iter().map(bare).collect()
     };
     if addresses.is_empty() {
         return Err(
@@ -77,45 +152,26 @@ pub(crate) async fn with_code(
                 .hint("give --address HOST:PORT"),
         );
     }
-    let pin = code.root_sha256;
-    let old = Profile::load(&session.client_toml)
-        .ok()
-        .filter(|old| old.root.sha256() == pin);
-    let signing = signing_key(old.as_ref())?;
-    let (key, csr_der) = csr::new_csr().doing("make a key")?;
-    let policy = first_policy(session.now(), &code, &signing)?;
-    let request = LoginRequest {
-        code_id: Bytes::copy_from_slice(&code.id),
-        code_secret: Bytes::copy_from_slice(&code.secret),
-        csr_der: csr_der.into(),
-        signing_public_key: Bytes::copy_from_slice(&signing.public_key().0),
-        freshness: Some(policy.sign_freshness(&signing, session.now())),
-        policy: Some(policy.envelope().clone()),
-    };
-    let tls = tls::operator_login_client(pin, &code.trust_domain, KeyExchange::Auto)
+    Ok(addresses)
+}
+
+/// Spends the code at the collector the code pins.
+async fn ask(
+    session: &Session,
+    code: &OperatorCode,
+    addresses: &[String],
+    request: LoginRequest,
+) -> Outcome<LoginResponse> {
+    let tls = tls::operator_login_client(code.root_sha256, &code.trust_domain, KeyExchange::Auto)
         .doing("prepare the connection")?;
-    let channel = connection::first_of(session, &addresses, |address| {
+    let channel = connection::first_of(session, addresses, |address| {
         let tls = tls.clone();
         async move { operator_connect(&address, tls).await }
     })
     .await?;
     let request = connection::request(&session.request_id, request);
-    let answer = connection::client(channel)
-        .login(request)
-        .await
-        .map_err(fault)?
-        .into_inner();
-    let profile = accept(
-        session.client_toml.clone(),
-        addresses,
-        answer,
-        key,
-        pin,
-        old.as_ref(),
-    )?;
-    profile.store(&signing)?;
-    refresh(session, profile.clone(), &signing).await?;
-    Ok(profile)
+    let answer = connection::client(channel).login(request).await;
+    Ok(answer.map_err(fault)?.into_inner())
 }
 
 fn read_code(word: &str) -> Outcome<String> {
@@ -163,72 +219,6 @@ fn first_policy(now: Timestamp, code: &OperatorCode, key: &SigningKey) -> Outcom
         created: now,
     };
     TrustedPolicy::first(policy.sign(key).doing(what)?, &code.trust_domain).doing(what)
-}
-
-/// Checks what came back against the pin, and against what was trusted before.
-fn accept(
-    client_toml: PathBuf,
-    addresses: Vec<String>,
-    answer: LoginResponse,
-    key: csr::PrivateKey,
-    pin: [u8; 32],
-    old: Option<&Profile>,
-) -> Outcome<Profile> {
-    let what = "login";
-    let certificate = answer
-        .certificate
-        .ok_or_else(|| Fault::new(what, "the collector answered without a certificate"))?;
-    let policy = answer
-        .policy
-        .ok_or_else(|| Fault::new(what, "the collector answered without a signer policy"))?;
-    let root = Root::pinned(&certificate.root_der, &pin).doing(what)?;
-    let leaf = Leaf::from_wire(key, &certificate.chain_der).doing(what)?;
-    let policy = match old.map(|old| &old.policy) {
-        Some(known) if known.digest() == sha256(&policy.payload) => known.clone(),
-        Some(known) => known.update(policy).map_err(|error| {
-            Fault::because("believe the collector's signer policy", &error)
-                .hint("find out who changed the signers before you trust this collector again")
-        })?,
-        // The code's pin has led to this collector; what it says of signers is believed from now on.
-        None => {
-            let pin = sha256(&policy.payload);
-            TrustedPolicy::establish(policy, &pin, leaf.spiffe().trust_domain()).doing(what)?
-        }
-    };
-    let profile = Profile::assemble(client_toml, addresses, leaf, root, policy)?;
-    if !answer.signer {
-        terminal::warn(
-            "your signing key is not in the fleet's signer policy: nodes will refuse your jobs and tokens",
-        );
-    }
-    Ok(profile)
-}
-
-/// Says anew that the policy is current. Only a listed signer can, and nothing fails when it cannot.
-pub(crate) async fn refresh(session: &Session, profile: Profile, key: &SigningKey) -> Outcome {
-    let own = key.public_key();
-    if !profile
-        .policy
-        .signers()
-        .iter()
-        .any(|signer| signer.public_key == own)
-    {
-        return Ok(());
-    }
-    let statement = profile.policy.sign_freshness(key, session.now());
-    let mut collector = Collector::plain(session, profile).await?;
-    let trust = Trust {
-        policy: Some(collector.profile.policy.envelope().clone()),
-        freshness: Some(statement),
-        ..Trust::default()
-    };
-    let request = collector.request(trust);
-    collector
-        .client
-        .put_trust(request)
-        .await
-        .map_err(fault)
-        .map(drop)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use nexus_pki::{
     policy::TrustedPolicy,
     sha256,
     signing::SigningKey,
-    spiffe::SpiffeId,
+    spiffe::{Role, SpiffeId},
     tls::{self, KeyExchange, LiveLeaf},
 };
 use nexus_proto::{agent::v1::Envelope, operator::v1::OperatorCertificate, time::Timestamp};
@@ -206,6 +206,13 @@ impl Profile {
         files::write_private(dir, &name, text.as_bytes()).doing(what)
     }
 
+    /// Writes the signer policy alone.
+    pub(crate) fn store_policy(&self) -> Outcome {
+        let dir = folder(&self.client_toml);
+        let what = format!("write {}", dir.join(POLICY_FILE).display());
+        files::write_private(&dir, POLICY_FILE, &self.policy.envelope().encode_to_vec()).doing(what)
+    }
+
     /// The key that signs jobs and tokens.
     pub(crate) fn signing_key(&self) -> Outcome<SigningKey> {
         let dir = folder(&self.client_toml);
@@ -246,20 +253,43 @@ impl Profile {
     }
 
     /// Takes and stores a renewed certificate.
-    pub(crate) fn renewed(&mut self, key: PrivateKey, answer: &OperatorCertificate) -> Outcome {
-        let leaf = Leaf::from_wire(key, &answer.chain_der).doing("read the renewed certificate")?;
-        if leaf.spiffe() != self.leaf.spiffe() {
-            let why = format!(
-                "it names {} instead of {}",
-                leaf.spiffe(),
-                self.leaf.spiffe()
-            );
-            return Err(Fault::new("read the renewed certificate", why));
-        }
+    pub(crate) fn renewed(
+        &mut self,
+        key: PrivateKey,
+        answer: &OperatorCertificate,
+        now: Timestamp,
+    ) -> Outcome {
+        let what = "read the renewed certificate";
+        let leaf = Leaf::from_wire(key, &answer.chain_der).doing(what)?;
+        check_leaf(what, &leaf, &self.root, &self.trust_domain, &self.name, now)?;
         leaf.save(&folder(&self.client_toml))
             .doing("store the renewed certificate")?;
         self.leaf = Arc::new(leaf);
         Ok(())
+    }
+}
+
+/// Jobs and tokens are signed under the certificate's name and trust domain: what the collector issued must
+/// lead to the pinned root, be an operator's, and have the very name that was asked for.
+pub(crate) fn check_leaf(
+    what: &str,
+    leaf: &Leaf,
+    root: &Root,
+    trust_domain: &str,
+    name: &str,
+    now: Timestamp,
+) -> Outcome {
+    // One made just now is in force, whatever a clock that is behind says; connections will tell.
+    let now = now.max(leaf.not_before());
+    let peer = Admission::new(root, trust_domain)
+        .admit(leaf.chain(), &[Role::Operator], now)
+        .doing(what)?;
+    match peer.spiffe {
+        SpiffeId::Operator { name: found, .. } if found == name => Ok(()),
+        other => Err(Fault::new(
+            what,
+            format!("it names {other} instead of operator `{name}`"),
+        )),
     }
 }
 

@@ -4,15 +4,14 @@
 //! a Merkle root over the sorted targets inside it: the collector can pass a job on, not make one. Which
 //! nodes are targets follows from the command line; the collector's list of them is checked against it.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::Read as _;
 
 use nexus_pki::merkle;
 use nexus_proto::{
     ids::JobId,
     job::{Action, Context as Surroundings, Job},
     limits,
-    operator::v1::{SubmitJobRequest, WhoAmIRequest},
-    time::Timestamp,
+    operator::v1::SubmitJobRequest,
 };
 
 use crate::{
@@ -21,7 +20,9 @@ use crate::{
     fault::{Context as _, Exit, Fault, Outcome},
     output::{self, Format},
     session::Session,
-    terminal, when,
+    signers,
+    skew::Skew,
+    terminal,
 };
 
 pub(crate) mod board;
@@ -46,7 +47,8 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome<Exit> {
     if args.dry_run {
         return dry_run(session, args, &tree, &action);
     }
-    confirm(args, &wanted, &tree)?;
+    confirm(args, &wanted, &tree).await?;
+    signers::update(&mut collector).await?;
     let job = build(session, args, &collector, &tree, action);
     check_clock(session, &mut collector).await?;
     submit(&mut collector, &job, &tree, &wanted).await?;
@@ -207,36 +209,20 @@ async fn submit(
 /// Jobs expire by the nodes' clocks; a difference between ours and the collector's is the likeliest
 /// reason for one that expires at once.
 async fn check_clock(session: &Session, collector: &mut Collector) -> Outcome {
-    let request = collector.request(WhoAmIRequest {});
-    let theirs = collector
-        .client
-        .who_am_i(request)
-        .await
-        .map_err(fault)?
-        .into_inner()
-        .time_ms;
-    let (ours, theirs) = (session.now(), Timestamp(theirs));
-    let (apart, word) = if ours > theirs {
-        (ours.since(theirs), "ahead of")
-    } else {
-        (theirs.since(ours), "behind")
-    };
-    if apart > SKEW_WORTH_A_WORD {
-        let apart = when::age(apart);
-        terminal::warn(&format!(
-            "this machine's clock is {apart} {word} the collector's"
-        ));
+    let skew = Skew::ask(session, collector).await?;
+    if skew.exceeds(SKEW_WORTH_A_WORD) {
+        terminal::warn(&skew.to_string());
     }
     Ok(())
 }
 
 /// Says on which nodes the job is about to run. Where the collector chose them, a person at a terminal is asked.
-fn confirm(args: &RunArgs, wanted: &Wanted, tree: &merkle::Tree) -> Outcome {
+async fn confirm(args: &RunArgs, wanted: &Wanted, tree: &merkle::Tree) -> Outcome {
     terminal::say(&format!("runs on {}", targets::shown(tree)));
-    if args.yes || wanted.names_all() || !std::io::stdin().is_terminal() {
+    if args.yes || wanted.names_all() || !terminal::is_answered() {
         return Ok(());
     }
-    if terminal::asked("Go on?")? {
+    if terminal::asked("Go on?").await? {
         return Ok(());
     }
     Err(Fault::new("run", "not confirmed").hint("--yes runs without asking"))

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead as _, IsTerminal, Write};
 
 use clap::ValueEnum;
+use nexus_runtime::tasks::Tasks;
 
 use crate::fault::{Context as _, Fault, Outcome};
 
@@ -13,14 +14,22 @@ pub fn counted(count: u64, singular: &str) -> String {
     format!("{count} {singular}{plural}")
 }
 
-/// Asks on the terminal; whatever is not a yes is a no.
-pub fn asked(question: &str) -> Outcome<bool> {
+/// Whether somebody sits there who can be asked.
+#[must_use]
+pub fn is_answered() -> bool {
+    io::stdin().is_terminal()
+}
+
+/// Asks on the terminal; whatever is not a yes is a no. Connections stay alive meanwhile.
+pub async fn asked(question: &str) -> Outcome<bool> {
     say(&format!("{question} [y/N]"));
-    let mut answer = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .doing("read the answer")?;
+    let read = || {
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer).map(|_| answer)
+    };
+    let answer = Tasks::new().spawn_blocking("question", read).await;
+    let what = "read the answer";
+    let answer = answer.doing(what)?.doing(what)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 

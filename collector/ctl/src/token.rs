@@ -12,7 +12,7 @@ use crate::{
     fault::{Context as _, Fault, Outcome},
     label, names, output,
     session::Session,
-    terminal,
+    signers, terminal,
 };
 
 pub(crate) async fn create(session: &Session, args: &TokenCreateArgs) -> Outcome {
@@ -27,16 +27,23 @@ pub(crate) async fn create(session: &Session, args: &TokenCreateArgs) -> Outcome
         check_address(address)?;
     }
     let mut collector = session.connect().await?;
-    let (id, text) = issue(session, args, &mut collector).await?;
+    let issued = issue(session, args, &mut collector).await?;
+    let claims = &issued.claims;
     terminal::say(&format!(
-        "token {id}, for {}, until {}",
-        match args.uses {
-            1 => "one node".to_owned(),
-            uses => format!("{uses} nodes"),
-        },
-        session.now().after(args.ttl)
+        "token {}, for {}, until {}; nodes join at {}",
+        claims.id,
+        terminal::counted(claims.uses.into(), "node"),
+        claims.expires,
+        claims.addresses.join(", ")
     ));
-    output::line(&text)
+    output::line(&issued.text)
+}
+
+/// A token that was signed here and registered there.
+pub(crate) struct Issued {
+    pub(crate) claims: JoinToken,
+    /// The secret itself.
+    pub(crate) text: String,
 }
 
 /// Signs a token and has it registered.
@@ -44,8 +51,9 @@ pub(crate) async fn issue(
     session: &Session,
     args: &TokenCreateArgs,
     collector: &mut Collector,
-) -> Outcome<(TokenId, String)> {
+) -> Outcome<Issued> {
     let labels = label::pairs(&args.label)?;
+    signers::update(collector).await?;
     let mut addresses = args.address.clone();
     if addresses.is_empty() {
         let request = collector.request(GetTrustRequest {});
@@ -64,11 +72,10 @@ pub(crate) async fn issue(
         )
         .hint("give --address HOST:PORT, or set advertise.agents in collector.toml"));
     }
-    let id = TokenId::random();
     let now = session.now();
     let profile = &collector.profile;
     let claims = JoinToken {
-        id,
+        id: TokenId::random(),
         root_sha256: profile.root.sha256(),
         policy_digest: profile.policy.digest(),
         addresses,
@@ -88,7 +95,7 @@ pub(crate) async fn issue(
         .create_token(request)
         .await
         .map_err(fault)?;
-    Ok((id, text))
+    Ok(Issued { claims, text })
 }
 
 pub(crate) async fn revoke(session: &Session, word: &str) -> Outcome {

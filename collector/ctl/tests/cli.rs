@@ -27,6 +27,9 @@ mod targets;
 #[cfg(test)]
 #[path = "cli/terminal.rs"]
 mod terminal;
+#[cfg(test)]
+#[path = "cli/trust.rs"]
+mod trust;
 
 use fake::Fake;
 

@@ -43,7 +43,7 @@ pub(super) async fn enrol(
         label: Vec::new(),
         address: vec![endpoints.agents.clone()],
     };
-    let (_, token) = token::issue(session, &args, collector).await?;
+    let token = token::issue(session, &args, collector).await?.text;
     for (done, number) in new.iter().enumerate() {
         progress.step(&format!("enrolling agents: {done}/{}", new.len()));
         nexus_pki::files::create_folder(&folder.agent_dir(*number)).doing("demo")?;

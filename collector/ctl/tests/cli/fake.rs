@@ -50,6 +50,8 @@ pub(crate) fn now() -> Timestamp {
 pub(crate) struct Seen {
     pub(crate) policy: Option<TrustedPolicy>,
     pub(crate) freshness: u32,
+    /// First policies that logins brought.
+    pub(crate) offers: u32,
     pub(crate) renewals: u32,
     pub(crate) request_ids: Vec<String>,
     pub(crate) job: Option<(nexus_proto::job::Job, Tree)>,
@@ -155,8 +157,10 @@ impl Fake {
         request.into_inner()
     }
 
-    fn certificate(&self, csr: &[u8]) -> wire::OperatorCertificate {
-        let issued = self.authority.issue_operator(csr, "admin", now()).unwrap();
+    fn certificate(&self, csr: &[u8], lies: &Lies) -> wire::OperatorCertificate {
+        let authority = lies.authority.as_ref().unwrap_or(&self.authority);
+        let name = lies.operator.as_deref().unwrap_or("admin");
+        let issued = authority.issue_operator(csr, name, now()).unwrap();
         wire::OperatorCertificate {
             chain_der: issued.chain_to_wire(),
             root_der: self.authority.root().der().to_vec().into(),
@@ -205,18 +209,17 @@ impl Operator for Fake {
     async fn login(&self, request: Request<wire::LoginRequest>) -> Answer<wire::LoginResponse> {
         let request = self.heard(request);
         let mut seen = self.seen.lock().unwrap();
+        seen.offers += u32::from(request.policy.is_some());
         if seen.policy.is_none() {
             let first = TrustedPolicy::first(request.policy.unwrap(), "test.example").unwrap();
-            first
-                .verify_freshness(&request.freshness.unwrap(), now())
-                .unwrap();
             seen.policy = Some(first);
         }
         let policy = seen.policy.as_ref().unwrap();
+        let envelope = policy.envelope().clone();
         let own = request.signing_public_key.as_ref();
         Ok(Response::new(wire::LoginResponse {
-            certificate: Some(self.certificate(&request.csr_der)),
-            policy: Some(policy.envelope().clone()),
+            certificate: Some(self.certificate(&request.csr_der, &seen.lies)),
+            policy: Some(seen.lies.policy.clone().unwrap_or(envelope)),
             signer: policy
                 .signers()
                 .iter()
@@ -229,8 +232,11 @@ impl Operator for Fake {
         request: Request<wire::OperatorRenewRequest>,
     ) -> Answer<wire::OperatorCertificate> {
         let request = self.heard(request);
-        self.seen.lock().unwrap().renewals += 1;
-        Ok(Response::new(self.certificate(&request.csr_der)))
+        let mut seen = self.seen.lock().unwrap();
+        seen.renewals += 1;
+        Ok(Response::new(
+            self.certificate(&request.csr_der, &seen.lies),
+        ))
     }
 
     async fn who_am_i(
@@ -238,7 +244,7 @@ impl Operator for Fake {
         request: Request<wire::WhoAmIRequest>,
     ) -> Answer<wire::WhoAmIResponse> {
         self.heard(request);
-        let time_ms = now().as_ms();
+        let time_ms = now().as_ms() + self.seen.lock().unwrap().lies.clock_ms;
         Ok(Response::new(wire::WhoAmIResponse {
             time_ms,
             ..Default::default()
@@ -247,9 +253,12 @@ impl Operator for Fake {
 
     async fn get_trust(&self, request: Request<wire::GetTrustRequest>) -> Answer<wire::Trust> {
         self.heard(request);
-        let agent_addresses = vec!["collector.example:7460".to_owned()];
+        let seen = self.seen.lock().unwrap();
+        let honest = || vec!["collector.example:7460".to_owned()];
+        let own = seen.policy.as_ref().map(|policy| policy.envelope().clone());
         Ok(Response::new(wire::Trust {
-            agent_addresses,
+            policy: seen.lies.policy.clone().or(own),
+            agent_addresses: seen.lies.addresses.clone().unwrap_or_else(honest),
             ..Default::default()
         }))
     }

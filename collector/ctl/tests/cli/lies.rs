@@ -1,10 +1,23 @@
 //! What a collector that was taken over says instead of the truth.
 
-use nexus_proto::operator::v1 as wire;
+use std::sync::Arc;
+
+use nexus_pki::authority::Authority;
+use nexus_proto::{agent::v1::Envelope, operator::v1 as wire};
 
 /// Nothing, unless a test says so.
 #[derive(Default)]
 pub(crate) struct Lies {
     /// The answer to every question for nodes.
     pub(crate) nodes: Option<Vec<wire::Node>>,
+    /// The signer policy in force.
+    pub(crate) policy: Option<Envelope>,
+    /// What its clock is ahead of ours.
+    pub(crate) clock_ms: i64,
+    /// Whose name operators' certificates have.
+    pub(crate) operator: Option<String>,
+    /// Who issues operators' certificates.
+    pub(crate) authority: Option<Arc<Authority>>,
+    /// Where agents shall connect.
+    pub(crate) addresses: Option<Vec<String>>,
 }
