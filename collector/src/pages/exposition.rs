@@ -97,7 +97,7 @@ impl Format {
 pub(crate) fn write_sample<'a>(
     out: &mut String,
     name: &str,
-    labels: impl Iterator<Item = (&'a str, &'a str)>,
+    labels: impl Iterator<Item = (impl AsRef<str>, &'a str)>,
     value: f64,
 ) {
     out.push_str(name);
@@ -105,7 +105,7 @@ pub(crate) fn write_sample<'a>(
     for (key, text) in labels {
         out.push(separator);
         separator = ',';
-        out.push_str(key);
+        out.push_str(key.as_ref());
         out.push_str("=\"");
         escape(out, text, true);
         out.push('"');
@@ -215,9 +215,19 @@ mod tests {
         let mut out = String::new();
         let labels = [("a", "x\"\\\n")];
         write_sample(&mut out, "m", labels.into_iter(), 0.1 + 0.2);
-        write_sample(&mut out, "m", [].into_iter(), f64::INFINITY);
-        write_sample(&mut out, "m", [].into_iter(), 1e300);
-        write_sample(&mut out, "m", [].into_iter(), 9_007_199_254_740_993.0);
+        write_sample(
+            &mut out,
+            "m",
+            std::iter::empty::<(&str, _)>(),
+            f64::INFINITY,
+        );
+        write_sample(&mut out, "m", std::iter::empty::<(&str, _)>(), 1e300);
+        write_sample(
+            &mut out,
+            "m",
+            std::iter::empty::<(&str, _)>(),
+            9_007_199_254_740_993.0,
+        );
         assert_eq!(
             out,
             "m{a=\"x\\\"\\\\\\n\"} 0.30000000000000004\nm +Inf\nm 1e300\nm 9007199254740992\n"

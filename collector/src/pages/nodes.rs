@@ -14,7 +14,7 @@ use std::{
 
 use nexus_proto::{
     ids::NodeId,
-    metrics::{Sample, SeriesType, Snapshot},
+    metrics::{Sample, SeriesKey, SeriesType, Snapshot},
     time::Timestamp,
 };
 
@@ -134,6 +134,7 @@ impl NodesPage {
         }
     }
 
+    /// Writes a node's samples of a family.
     fn write_node(out: &mut String, family: &str, row: &Row) {
         let own = || {
             row.labels
@@ -147,14 +148,10 @@ impl NodesPage {
             }
             _ => {
                 for sample in samples_of(row, family) {
-                    let key = &sample.key;
-                    // The series' own labels win over the node's.
-                    let node = own().filter(|(name, _)| key.label(name).is_none());
-                    let labels = key
-                        .labels
-                        .iter()
-                        .map(|(name, value)| (name.as_str(), value.as_str()))
-                        .chain(node);
+                    let series = sample.key.labels.iter();
+                    let labels = series
+                        .map(|(name, value)| (exported(name, &sample.key, row), value.as_str()))
+                        .chain(own().map(|(name, value)| (Cow::Borrowed(name), value)));
                     exposition::write_sample(out, family, labels, sample.value);
                 }
             }
@@ -221,6 +218,20 @@ fn by_name(snapshot: &Arc<Snapshot>) -> (Arc<Snapshot>, Vec<u32>) {
     (Arc::clone(snapshot), order)
 }
 
+/// A series' label beside the node's: which node it is says its certificate, so that a label of the agent's own
+/// making never takes the place of one of the node's, but gets the name Prometheus gives it then.
+fn exported<'a>(name: &'a str, key: &SeriesKey, row: &Row) -> Cow<'a, str> {
+    let of_node = |name: &str| row.labels.iter().any(|(own, _)| own == name);
+    if !of_node(name) && !name.starts_with("__") {
+        return Cow::Borrowed(name);
+    }
+    let mut other = format!("exported_{name}");
+    while of_node(&other) || key.label(&other).is_some() {
+        other.insert_str(0, "exported_");
+    }
+    Cow::Owned(other)
+}
+
 /// `job`, `instance`, then the node's labels under names Prometheus allows.
 fn page_labels(node: &NodeReport, unique: bool) -> Vec<(String, String)> {
     // Two nodes of one name must not become one series.
@@ -273,8 +284,6 @@ fn seconds(time: Timestamp) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use nexus_proto::metrics::SeriesKey;
-
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -403,5 +412,34 @@ node_cpu_seconds_total{cpu=\"1\",mode=\"idle\",instance=\"b\",job=\"node\",role=
         conflicting.labels.insert("job".to_owned(), "x".to_owned());
         let labels = page_labels(&conflicting, true);
         assert!(labels.contains(&("label_job".to_owned(), "x".to_owned())));
+    }
+
+    #[test]
+    fn a_nodes_own_words_do_not_make_it_another_node() {
+        let mut forger = node("web-1", Duration::ZERO);
+        forger.report = forger.report.map(|report| Report {
+            snapshot: Arc::new(Snapshot {
+                interval_ms: 10_000,
+                samples: vec![sample(
+                    "node_load1",
+                    &[
+                        ("__name__", "node_up"),
+                        ("exported_job", "y"),
+                        ("instance", "db-1"),
+                        ("job", "other"),
+                        ("role", "db"),
+                        ("zone", "a"),
+                    ],
+                    SeriesType::Gauge,
+                    9.0,
+                )],
+            }),
+            ..report
+        });
+        let page = page(vec![forger], &[]);
+        let expected = "node_load1{exported___name__=\"node_up\",exported_job=\"y\",exported_instance=\"db-1\",\
+            exported_exported_job=\"other\",exported_role=\"db\",zone=\"a\",instance=\"web-1\",job=\"node\",\
+            role=\"web\"} 9\n";
+        assert!(page.contains(expected), "{page}");
     }
 }
