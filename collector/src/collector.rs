@@ -258,6 +258,7 @@ impl Parts {
                 hints: Arc::clone(&hints),
             },
             codes: Codes::new(folder.codes()),
+            refusals: refusals.clone(),
             addresses: addresses.clone(),
             clock: clock.clone(),
             metrics: metrics.clone(),

@@ -19,7 +19,7 @@ use nexus_store::Store;
 
 use crate::{
     addresses::Addresses, codes::Codes, jobs::submit::Jobs, pages::metrics::Metrics,
-    sessions::registry::Registry, trust::Trust,
+    refusals::Refusals, sessions::registry::Registry, trust::Trust,
 };
 
 /// What operators' calls work with.
@@ -30,6 +30,7 @@ pub(crate) struct Operators {
     pub(crate) registry: Arc<Registry>,
     pub(crate) jobs: Jobs,
     pub(crate) codes: Codes,
+    pub(crate) refusals: Refusals,
     pub(crate) addresses: Addresses,
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,

@@ -1,6 +1,6 @@
-//! Strangers who were turned away: peers whose certificate was refused, tokens and late renewals that did
-//! not hold. Each is a row of the audit chain, within limits, so that nobody can fill the disk by knocking:
-//! what is left out is counted in the next row.
+//! Strangers who were turned away: peers whose certificate was refused, calls without one, codes, tokens and
+//! late renewals that did not hold. Each is a row of the audit chain and a line of the log, within limits, so that
+//! nobody can fill the disk by knocking: what is left out is counted in the next row.
 
 use std::{
     collections::HashMap,
@@ -93,6 +93,10 @@ impl Book {
             let Some(left_out) = limiter.admit(knock.from, clock.instant()) else {
                 continue;
             };
+            tracing::warn!(
+                action = knock.action, from = %knock.from, reason = knock.reason, left_out,
+                request_id = knock.request_id, "turned a stranger away"
+            );
             let detail = serde_json::json!({ "reason": knock.reason, "left_out": left_out });
             let row = AuditRow {
                 time_ms: clock.now().as_ms(),

@@ -35,7 +35,7 @@ pub(crate) struct Limits {
     pub(crate) sessions: usize,
 }
 
-/// Bytes of uploads being decoded and committed at the same time, over all sessions, in KiB.
+/// Memory of records that are decoded and not stored yet, over all sessions, in KiB.
 pub(crate) const INTAKE_KIB: usize = 64 * 1024;
 
 /// What sessions are made of.
@@ -50,7 +50,7 @@ pub(crate) struct Sessions {
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
-    /// Permits of one KiB of uploads under way.
+    /// Permits of one KiB of [`INTAKE_KIB`].
     pub(crate) intake: Arc<Semaphore>,
     /// Ends when the collector takes no more.
     pub(crate) tasks: Tasks,

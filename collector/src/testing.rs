@@ -462,6 +462,27 @@ impl Agent {
         }
     }
 
+    /// Begins an upload; the sender keeps it open.
+    pub(crate) async fn open_upload(
+        &self,
+        collector: &Collector,
+        session_id: &prost::bytes::Bytes,
+        lane: Lane,
+    ) -> (mpsc::Sender<wire::UploadFrame>, Streaming<wire::UploadAck>) {
+        let (to, frames) = mpsc::channel(16);
+        let open = wire::UploadOpen {
+            session_id: session_id.clone(),
+            lane: lane.to_wire().into(),
+        };
+        let frame = wire::UploadFrame {
+            kind: Some(wire::upload_frame::Kind::Open(open)),
+        };
+        to.send(frame).await.unwrap();
+        let mut client = collector.agents_as(self);
+        let acks = client.upload(ReceiverStream::new(frames)).await;
+        (to, acks.unwrap().into_inner())
+    }
+
     /// Sends records on a lane and waits until they are acknowledged.
     pub(crate) async fn upload(
         &mut self,
@@ -470,11 +491,6 @@ impl Agent {
         lane: Lane,
         bodies: Vec<nexus_proto::record::Body>,
     ) {
-        let (to, frames) = mpsc::channel(16);
-        let open = wire::UploadOpen {
-            session_id: session_id.clone(),
-            lane: lane.to_wire().into(),
-        };
         let mut encoder = Encoder::new();
         let next = self.seq.entry(lane).or_default();
         let mut records = Vec::new();
@@ -488,20 +504,11 @@ impl Agent {
             records.push(record.encode(&mut encoder));
         }
         let last = *next;
-        let kinds = [
-            wire::upload_frame::Kind::Open(open),
-            wire::upload_frame::Kind::Batch(wire::RecordBatch { records }),
-        ];
-        for kind in kinds {
-            to.send(wire::UploadFrame { kind: Some(kind) })
-                .await
-                .unwrap();
-        }
-        let acks = collector
-            .agents_as(self)
-            .upload(ReceiverStream::new(frames))
-            .await;
-        let mut acks = acks.unwrap().into_inner();
+        let (to, mut acks) = self.open_upload(collector, session_id, lane).await;
+        let kind = wire::upload_frame::Kind::Batch(wire::RecordBatch { records });
+        to.send(wire::UploadFrame { kind: Some(kind) })
+            .await
+            .unwrap();
         loop {
             let ack = tokio::time::timeout(PATIENCE, acks.message())
                 .await

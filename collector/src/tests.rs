@@ -14,7 +14,7 @@ use nexus_proto::{
 };
 use tonic::Code;
 
-use crate::testing::{Agent, Collector, until, welcomed};
+use crate::testing::{Agent, Collector, PATIENCE, until, welcomed};
 
 fn report(value: f64) -> Body {
     let key = Arc::new(SeriesKey::new("node_load1", &[]));
@@ -68,21 +68,118 @@ async fn nobody_gets_in_without_a_certificate_and_every_refusal_is_audited() {
     let mut as_agent = collector.operators_as(Some(agent.identity.clone()));
     let refused = as_agent.get_trust(operator::GetTrustRequest {}).await;
     assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
-    let rows = collector.store.audit_rows(1, 100).unwrap();
-    let acts: Vec<_> = rows
-        .iter()
-        .map(|row| (row.action.as_str(), row.decision.as_str()))
-        .collect();
+    let acts = || {
+        let rows = collector.store.audit_rows(1, 100).unwrap();
+        let mut acts: Vec<_> = rows
+            .into_iter()
+            .map(|row| (row.action, row.decision))
+            .collect();
+        acts.sort();
+        acts
+    };
+    // Strangers' rows are written by and by.
+    until("the stranger's row", || acts().len() == 5).await;
+    let expected = [
+        ("CreateToken", "allowed"),
+        ("GetTrust", "refused"),
+        ("ListNodes", "refused"),
+        ("Login", "allowed"),
+        ("enrol", "allowed"),
+    ];
     assert_eq!(
-        acts,
-        [
-            ("ListNodes", "refused"),
-            ("Login", "allowed"),
-            ("CreateToken", "allowed"),
-            ("enrol", "allowed"),
-            ("GetTrust", "refused"),
-        ]
+        acts(),
+        expected.map(|(action, decision)| (action.to_owned(), decision.to_owned()))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_cannot_fill_the_audit_chain_by_asking() {
+    let collector = Collector::start();
+    let mut stranger = collector.operators_as(None);
+    let (_, csr) = nexus_pki::csr::new_csr().unwrap();
+    for round in 0..100_u8 {
+        let refused = stranger
+            .list_nodes(operator::ListNodesRequest::default())
+            .await;
+        assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+        // One that is wrong at first sight, and one that has a code nobody made.
+        let login = operator::LoginRequest::default();
+        assert!(stranger.login(login).await.is_err());
+        let login = operator::LoginRequest {
+            code_id: vec![round; 16].into(),
+            code_secret: vec![round; 32].into(),
+            csr_der: csr.clone().into(),
+            signing_public_key: vec![1; 32].into(),
+            ..Default::default()
+        };
+        assert!(stranger.login(login).await.is_err());
+    }
+    // The chain takes a row of an operator after them, and has few of theirs.
+    let mut admin = collector.log_in().await;
+    admin.token(1).await;
+    let rows = collector.store.audit_rows(1, 1000).unwrap();
+    assert!(rows.len() < 12, "{} rows", rows.len());
+    assert!(rows.iter().any(|row| row.actor == "anonymous:127.0.0.1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_sends_small_messages_only() {
+    let collector = Collector::start();
+    let (_, csr) = nexus_pki::csr::new_csr().unwrap();
+    let large = operator::LoginRequest {
+        code_id: vec![1; 100_000].into(),
+        csr_der: csr.into(),
+        signing_public_key: vec![1; 32].into(),
+        ..Default::default()
+    };
+    let refused = collector.operators_as(None).login(large).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+}
+
+fn many_series(value: f64) -> Body {
+    let samples = (0..13_000).map(|index| Sample {
+        key: Arc::new(SeriesKey::new(&format!("n{index}"), &[])),
+        kind: SeriesType::Gauge,
+        value,
+    });
+    Body::Metrics(Snapshot {
+        interval_ms: 10_000,
+        samples: samples.collect(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_many_series_delivers_what_gathered_while_it_was_away() {
+    let collector = Collector::start();
+    let mut agent = enrolled(&collector, 1).await.remove(0);
+    let mut link = agent.connect(&collector).await;
+    let session = welcomed(&mut link).await;
+    // A few kilobytes once encoded: nothing changed. Decoded, more than the writer's queue holds.
+    let backlog = vec![many_series(0.5); 250];
+    agent
+        .upload(&collector, &session, Lane::Metrics, backlog)
+        .await;
+    let newest = collector.store.newest(agent.node).unwrap();
+    assert_eq!(newest.snapshot.samples.len(), 13_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_has_one_upload_at_a_time() {
+    let collector = Collector::start();
+    let mut agent = enrolled(&collector, 1).await.remove(0);
+    let mut link = agent.connect(&collector).await;
+    let session = welcomed(&mut link).await;
+    let (_first_to, mut first) = agent.open_upload(&collector, &session, Lane::Metrics).await;
+    let (_other_to, mut other) = agent.open_upload(&collector, &session, Lane::Results).await;
+    assert!(first.message().await.unwrap().is_some());
+    assert!(other.message().await.unwrap().is_some());
+    let (_second_to, mut second) = agent.open_upload(&collector, &session, Lane::Metrics).await;
+    assert!(second.message().await.unwrap().is_some());
+    let ended = tokio::time::timeout(PATIENCE, first.message()).await;
+    assert!(ended.expect("the first one ends").unwrap().is_none());
+    agent
+        .upload(&collector, &session, Lane::Results, Vec::new())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

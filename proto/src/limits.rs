@@ -26,6 +26,12 @@ pub const RECORD_BYTES: usize = 1024 * 1024;
 pub const BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// Records of one upload frame.
 pub const BATCH_RECORDS: usize = 4096;
+/// Bytes of one message of an agent to a collector: a frame of records, and a little to say around it.
+pub const AGENT_MESSAGE_BYTES: usize = BATCH_BYTES + 64 * 1024;
+/// Bytes of one message of an operator: a job comes with the names of all its targets.
+pub const OPERATOR_MESSAGE_BYTES: usize = 4 * MESSAGE_BYTES;
+/// Bytes of one message of a caller without a certificate: a request to log in.
+pub const STRANGER_MESSAGE_BYTES: usize = 64 * 1024;
 /// Bytes of one piece of a run's output.
 pub const OUTPUT_PIECE_BYTES: usize = 64 * 1024;
 
@@ -33,6 +39,8 @@ pub const OUTPUT_PIECE_BYTES: usize = 64 * 1024;
 pub const SERIES: usize = 20_000;
 /// Bytes of a series' name and labels together.
 pub const SERIES_BYTES: usize = 4096;
+/// Bytes of the names and labels of all series of one stream: a key frame names them all, and is one record.
+pub const STREAM_KEY_BYTES: usize = RECORD_BYTES;
 /// Rows of one inventory section.
 pub const SECTION_ROWS: usize = 50_000;
 /// Bytes of a reason, an error or an event's message in a record.

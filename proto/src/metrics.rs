@@ -236,6 +236,12 @@ pub enum MetricError {
         /// Its length.
         bytes: usize,
     },
+    /// More than [`limits::STREAM_KEY_BYTES`].
+    #[error(
+        "the keys of all series have {0} bytes, more than {limit}",
+        limit = limits::STREAM_KEY_BYTES
+    )]
+    KeysTooLong(usize),
     /// More than [`limits::SERIES`].
     #[error("series {id} is beyond the limit of {limit} series", limit = limits::SERIES)]
     TooMany {

@@ -103,7 +103,13 @@ pub(crate) fn answer(
         Err(error) => {
             enrolment.count("refused");
             let text = errors::chain(&error).to_string();
-            tracing::warn!(error = text, "refused an identity");
+            match error {
+                EnrolmentError::Store(_) | EnrolmentError::Authority(_) => {
+                    tracing::error!(error = text, "could not issue an identity");
+                }
+                // Strangers' refusals have their lines in the log as refusals, within limits.
+                _ => tracing::debug!(error = text, "refused an identity"),
+            }
             Err(status(&error, text))
         }
     }

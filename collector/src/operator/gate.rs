@@ -9,6 +9,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::{
         Arc,
@@ -22,7 +23,7 @@ use nexus_proto::operator::{
     EFFECTS, effect_of,
     v1::{AuditRow, Effect},
 };
-use nexus_runtime::{clock::Clock, errors};
+use nexus_runtime::clock::Clock;
 use nexus_store::{Store, StoreError};
 use nexus_transport::Peer;
 use tonic::{Code, Status, body::Body};
@@ -35,6 +36,7 @@ use super::{
 };
 use crate::{
     pages::metrics::{ByRpc, Metrics},
+    refusals::Refusals,
     request,
 };
 
@@ -46,7 +48,9 @@ pub(crate) struct Act {
     /// The request's id.
     pub(crate) request_id: String,
     action: &'static str,
+    from: IpAddr,
     store: Store,
+    refusals: Refusals,
     clock: Clock,
     written: Arc<AtomicBool>,
 }
@@ -73,11 +77,39 @@ impl Act {
             .map_err(|error| status::of_store("write the audit chain", &error))
     }
 
-    /// Writes that the call itself said no.
-    pub(crate) async fn refuse(&self, detail: serde_json::Value) -> Result<(), Status> {
+    /// Writes that the answer was no: for strangers within limits, so that nobody fills the disk by asking.
+    pub(crate) async fn refuse(&self, why: String) -> Result<(), Status> {
+        if self.caller == Caller::Anonymous {
+            self.written.store(true, Ordering::Relaxed);
+            self.refusals
+                .note(self.action, self.from, why, self.request_id.clone());
+            return Ok(());
+        }
+        tracing::warn!(why, "refused a call");
+        let detail = serde_json::json!({ "why": why });
         self.write(self.caller.actor(), String::new(), "refused", detail)
             .await
             .map_err(|error| status::of_store("write the audit chain", &error))
+    }
+
+    /// For an act that read only (the audit chain) or came to nothing: its answer does not depend on this.
+    async fn record_outcome(&self, code: Code, why: String) {
+        let outcome = format!("{code:?}");
+        let recorded = match (&self.caller, code) {
+            // Beyond the attempts that are allowed: as if nobody had asked.
+            (Caller::Anonymous, Code::ResourceExhausted) => Ok(()),
+            (Caller::Anonymous, _) => self.refuse(why).await,
+            // The caller may make such calls, but this one, by its contents, was not its to make: a job that none
+            // of the signers signed.
+            (_, Code::PermissionDenied | Code::Unauthenticated) => self.refuse(why).await,
+            _ => {
+                let detail = serde_json::json!({ "outcome": outcome });
+                self.record(String::new(), detail).await
+            }
+        };
+        if let Err(status) = recorded {
+            tracing::error!(error = status.message(), "an act was not recorded");
+        }
     }
 
     async fn write(
@@ -106,6 +138,9 @@ impl Act {
 #[derive(Clone)]
 pub(crate) struct Gate<S> {
     pub(crate) inner: S,
+    /// The same for callers without a certificate; it reads small messages only.
+    pub(crate) for_strangers: S,
+    pub(crate) refusals: Refusals,
     pub(crate) store: Store,
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
@@ -148,45 +183,43 @@ where
         request_id: String,
     ) -> Result<Response<Body>, Infallible> {
         let effect = effect_of(request.uri().path());
-        let identity = request
-            .extensions()
-            .get::<Peer>()
-            .and_then(|peer| peer.identity.clone());
+        let peer = request.extensions().get::<Peer>();
+        let identity = peer.and_then(|peer| peer.identity.clone());
         let act = Act {
             caller: Caller::of(identity.as_ref()),
             request_id,
             action: rpc,
+            from: peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.remote.ip()),
             store: self.store.clone(),
+            refusals: self.refusals.clone(),
             clock: self.clock.clone(),
             written: Arc::default(),
         };
         if let Err(denied) = authorize(&act.caller, effect, Scope::Fleet) {
-            tracing::warn!(%denied, "refused a call");
-            let detail = serde_json::json!({ "why": denied.to_string() });
-            let written = act
-                .write(act.caller.actor(), String::new(), "refused", detail)
-                .await;
-            if let Err(error) = written {
-                tracing::error!(error = %errors::chain(&error), "a refusal could not be written into the audit chain");
+            if let Err(status) = act.refuse(denied.to_string()).await {
+                tracing::error!(error = status.message(), "a refusal was not recorded");
             }
             self.count(rpc, Code::PermissionDenied);
             let status = Status::permission_denied(format!("{rpc}: {denied}"));
             return Ok(status::hinted(status, "log in with `nexusctl login CODE`").into_http());
         }
+        let stranger = act.caller == Caller::Anonymous;
         request.extensions_mut().insert(act.clone());
-        let response = self.inner.call(request).await?;
+        let response = if stranger {
+            self.for_strangers.call(request).await?
+        } else {
+            self.inner.call(request).await?
+        };
         let code = code_of(&response);
         if effect.is_some_and(is_privileged) && !act.written.load(Ordering::Relaxed) {
-            let (decision, detail) = verdict(code, response.headers());
-            // An act that read only (the audit chain) or came to nothing: its answer does not depend on this.
-            if let Err(error) = act
-                .write(act.caller.actor(), String::new(), decision, detail)
-                .await
-            {
-                tracing::error!(error = %errors::chain(&error), "an act could not be written into the audit chain");
-            }
+            act.record_outcome(code, message_of(&response)).await;
         }
-        tracing::info!(?code, "answered");
+        if stranger && code != Code::Ok {
+            // What is worth a line stands with the refusals, within their limits.
+            tracing::debug!(?code, "answered");
+        } else {
+            tracing::info!(?code, "answered");
+        }
         self.count(rpc, code);
         Ok(response)
     }
@@ -210,25 +243,18 @@ fn rpc_name(path: &str) -> &'static str {
 }
 
 /// An error's code is in the headers; that of an answer that began is OK so far.
-/// What the audit chain says of a privileged call that wrote nothing itself. The caller may make such calls,
-/// but this one, by its contents, may not have been its to make: a job that none of the signers signed.
-fn verdict(code: Code, headers: &http::HeaderMap) -> (&'static str, serde_json::Value) {
-    let outcome = format!("{code:?}");
-    if !matches!(code, Code::PermissionDenied | Code::Unauthenticated) {
-        return ("allowed", serde_json::json!({ "outcome": outcome }));
-    }
-    let why = tonic::Status::from_header_map(headers)
-        .map(|status| status.message().to_owned())
-        .unwrap_or_default();
-    let detail = serde_json::json!({ "outcome": outcome, "why": why });
-    ("refused", detail)
-}
-
 fn code_of(response: &Response<Body>) -> Code {
     response
         .headers()
         .get("grpc-status")
         .map_or(Code::Ok, |value| Code::from_bytes(value.as_bytes()))
+}
+
+/// What an error says.
+fn message_of(response: &Response<Body>) -> String {
+    Status::from_header_map(response.headers())
+        .map(|status| status.message().to_owned())
+        .unwrap_or_default()
 }
 
 fn code_name(code: Code) -> &'static str {

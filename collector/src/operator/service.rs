@@ -33,12 +33,17 @@ pub(crate) struct Service(Arc<Operators>);
 impl Operators {
     /// The service.
     pub(crate) fn server(self: Arc<Self>) -> Server {
+        let server = operator_server::OperatorServer::new(Service(Arc::clone(&self)));
+        let for_strangers = server
+            .clone()
+            .max_decoding_message_size(limits::STRANGER_MESSAGE_BYTES);
         Gate {
             store: self.store.clone(),
+            refusals: self.refusals.clone(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
-            inner: operator_server::OperatorServer::new(Service(self))
-                .max_decoding_message_size(limits::MESSAGE_BYTES * 4),
+            inner: server.max_decoding_message_size(limits::OPERATOR_MESSAGE_BYTES),
+            for_strangers,
         }
     }
 }

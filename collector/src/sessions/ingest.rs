@@ -9,12 +9,27 @@ use nexus_proto::{
     agent::v1 as wire,
     ids::{Incarnation, JobId, Lane, NodeId},
     limits,
-    metrics::Decoder,
+    metrics::{Decoder, Sample},
     record::{Body, Record, RecordError},
     time::Timestamp,
 };
 use nexus_store::entry::{DeadLetter, Entry, Records};
 use prost::bytes::Bytes;
+
+/// Bytes that records of one frame may take, decoded, before they are stored: a frame of a few kilobytes can stand
+/// for gigabytes of samples, since a report names only what changed.
+const PART_BYTES: usize = 8 * 1024 * 1024;
+/// What a record takes besides what it says.
+const RECORD_WEIGHT: usize = 256;
+
+/// Bytes of memory one encoded byte can become: the smallest series, cell or field is a few bytes.
+fn expansion(lane: Lane) -> usize {
+    match lane {
+        Lane::Metrics => 32,
+        Lane::Inventory => 24,
+        Lane::Results => 2,
+    }
+}
 
 /// A frame that breaks the protocol.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -31,12 +46,23 @@ pub(crate) enum FrameError {
     Order { lane: Lane, before: u64, seq: u64 },
 }
 
-/// What a frame came to.
+/// A frame, as far as it was not read yet.
+#[derive(Debug)]
+pub(crate) struct Frame(std::vec::IntoIter<Bytes>);
+
+impl Frame {
+    /// Whether all of it was read.
+    pub(crate) fn is_read(&self) -> bool {
+        self.0.as_slice().is_empty()
+    }
+}
+
+/// What a part of a frame came to.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
     /// For the shard's log, in order.
     pub(crate) entries: Vec<Entry>,
-    /// The last seq of the frame.
+    /// The last seq that was read.
     pub(crate) last_seq: u64,
     /// Records that are new.
     pub(crate) records: u64,
@@ -75,57 +101,92 @@ impl Reader {
         }
     }
 
-    /// Reads one frame.
-    pub(crate) fn read(
-        &mut self,
-        batch: wire::RecordBatch,
-        now: Timestamp,
-    ) -> Result<Intake, FrameError> {
+    /// A frame to be read; one beyond its limits is refused whole.
+    pub(crate) fn open(batch: wire::RecordBatch) -> Result<Frame, FrameError> {
         let bytes = batch.records.iter().map(Bytes::len).sum();
         check("records", batch.records.len(), limits::BATCH_RECORDS)?;
         check("bytes of records", bytes, limits::BATCH_BYTES)?;
+        Ok(Frame(batch.records.into_iter()))
+    }
+
+    /// Bytes of memory that the frame's next record takes at most, roughly, before it is stored; 0 after the last.
+    pub(crate) fn weight_of_next(&self, frame: &Frame) -> usize {
+        let Some(encoded) = frame.0.as_slice().first() else {
+            return 0;
+        };
+        // Even a report of no bytes stands for a sample of every series.
+        let samples = self.decoder.series() * size_of::<Sample>();
+        encoded.len() * expansion(self.lane) + samples + RECORD_WEIGHT
+    }
+
+    /// Reads on in a frame: one record, then more while they fit into [`PART_BYTES`] and `has_room` for so many
+    /// bytes more. What was read is to be stored before the rest is.
+    pub(crate) fn read(
+        &mut self,
+        frame: &mut Frame,
+        now: Timestamp,
+        mut has_room: impl FnMut(usize) -> bool,
+    ) -> Result<Intake, FrameError> {
         let mut intake = Intake::default();
         let mut good = Vec::new();
-        for encoded in batch.records {
-            let len = u64::try_from(encoded.len()).unwrap_or(u64::MAX);
-            let (seq, outcome) = self.decode(encoded.clone())?;
-            self.last_in_stream = Some(seq);
-            if seq > self.last_seq {
-                self.last_seq = seq;
-                intake.records += 1;
-                intake.bytes = intake.bytes.saturating_add(len);
-                match outcome {
-                    Ok(record) => {
-                        if let Some(job) = job_of(&record.body)
-                            && intake.jobs.last() != Some(&job)
-                        {
-                            intake.jobs.push(job);
-                        }
-                        good.push(record);
-                        continue;
-                    }
-                    Err(error) => {
-                        intake.dead += 1;
-                        self.flush(&mut good, &mut intake);
-                        let reason = nexus_runtime::errors::chain(&error).to_string();
-                        if matches!(error, RecordError::Metrics(_)) {
-                            intake.broken = Some(reason.clone());
-                        }
-                        intake
-                            .entries
-                            .push(self.dead_letter(seq, reason, encoded, now));
-                    }
-                }
-            } else if let Err(error @ RecordError::Metrics(_)) = outcome {
-                intake.broken = Some(error.to_string());
-            }
+        let mut weight = self.weight_of_next(frame);
+        while let Some(encoded) = frame.0.next() {
+            self.take(encoded, now, &mut good, &mut intake)?;
             if intake.broken.is_some() {
+                break;
+            }
+            let next = self.weight_of_next(frame);
+            weight += next;
+            if next > 0 && (weight > PART_BYTES || !has_room(next)) {
                 break;
             }
         }
         self.flush(&mut good, &mut intake);
         intake.last_seq = self.last_seq;
         Ok(intake)
+    }
+
+    fn take(
+        &mut self,
+        encoded: Bytes,
+        now: Timestamp,
+        good: &mut Vec<Record>,
+        intake: &mut Intake,
+    ) -> Result<(), FrameError> {
+        let len = u64::try_from(encoded.len()).unwrap_or(u64::MAX);
+        let (seq, outcome) = self.decode(encoded.clone())?;
+        self.last_in_stream = Some(seq);
+        if seq <= self.last_seq {
+            if let Err(error @ RecordError::Metrics(_)) = outcome {
+                intake.broken = Some(error.to_string());
+            }
+            return Ok(());
+        }
+        self.last_seq = seq;
+        intake.records += 1;
+        intake.bytes = intake.bytes.saturating_add(len);
+        match outcome {
+            Ok(record) => {
+                if let Some(job) = job_of(&record.body)
+                    && intake.jobs.last() != Some(&job)
+                {
+                    intake.jobs.push(job);
+                }
+                good.push(record);
+            }
+            Err(error) => {
+                intake.dead += 1;
+                self.flush(good, intake);
+                let reason = nexus_runtime::errors::chain(&error).to_string();
+                if matches!(error, RecordError::Metrics(_)) {
+                    intake.broken = Some(reason.clone());
+                }
+                intake
+                    .entries
+                    .push(self.dead_letter(seq, reason, encoded, now));
+            }
+        }
+        Ok(())
     }
 
     fn decode(&mut self, encoded: Bytes) -> Result<(u64, Result<Record, RecordError>), FrameError> {
@@ -210,7 +271,7 @@ mod tests {
     use std::sync::Arc;
 
     use nexus_proto::{
-        metrics::{Encoder, Sample, SeriesKey, SeriesType, Snapshot},
+        metrics::{Encoder, SeriesKey, SeriesType, Snapshot},
         record::Event,
     };
 
@@ -252,16 +313,18 @@ mod tests {
         record.encode(encoder)
     }
 
-    fn frame(records: Vec<Bytes>) -> wire::RecordBatch {
-        wire::RecordBatch { records }
+    /// All of a frame, with room enough.
+    fn read(reader: &mut Reader, records: Vec<Bytes>) -> Result<Intake, FrameError> {
+        let mut frame = Reader::open(wire::RecordBatch { records })?;
+        let intake = reader.read(&mut frame, NOW, |_| true)?;
+        assert!(frame.is_read() || intake.broken.is_some());
+        Ok(intake)
     }
 
     #[test]
     fn takes_new_records_once() {
         let mut reader = reader(Lane::Results, 1);
-        let intake = reader
-            .read(frame(vec![event(1), event(2), event(5)]), NOW)
-            .unwrap();
+        let intake = read(&mut reader, vec![event(1), event(2), event(5)]).unwrap();
         assert_eq!((intake.records, intake.last_seq), (2, 5));
         let [Entry::Records(records)] = intake.entries.as_slice() else {
             panic!("{:?}", intake.entries);
@@ -277,14 +340,10 @@ mod tests {
         let mut reader = reader(Lane::Results, 0);
         let mut poison = event(2).to_vec();
         poison.truncate(poison.len() - 1);
-        let intake = reader
-            .read(frame(vec![event(1), poison.into(), event(3)]), NOW)
-            .unwrap();
+        let intake = read(&mut reader, vec![event(1), poison.into(), event(3)]).unwrap();
         assert_eq!((intake.dead, intake.last_seq, intake.broken), (1, 3, None));
         assert_eq!(intake.entries.len(), 3);
-        let garbage = reader
-            .read(frame(vec![Bytes::from_static(&[0xff; 9]), event(6)]), NOW)
-            .unwrap();
+        let garbage = read(&mut reader, vec![Bytes::from_static(&[0xff; 9]), event(6)]).unwrap();
         assert_eq!((garbage.dead, garbage.last_seq), (1, 6));
     }
 
@@ -294,32 +353,30 @@ mod tests {
         let lost = metrics(1, &mut encoder);
         let delta = metrics(2, &mut encoder);
         let mut reader = reader(Lane::Metrics, 0);
-        let intake = reader.read(frame(vec![delta.clone(), delta]), NOW).unwrap();
+        let intake = read(&mut reader, vec![delta.clone(), delta]).unwrap();
         assert!(intake.broken.is_some() && intake.dead == 1, "{intake:?}");
         assert!(
-            Reader::new(reader.node, reader.incarnation, Lane::Metrics, 0)
-                .read(frame(vec![lost]), NOW)
-                .unwrap()
-                .broken
-                .is_none()
+            read(
+                &mut Reader::new(reader.node, reader.incarnation, Lane::Metrics, 0),
+                vec![lost]
+            )
+            .unwrap()
+            .broken
+            .is_none()
         );
     }
 
     #[test]
     fn a_record_of_another_lane_is_a_dead_letter() {
         let mut reader = reader(Lane::Inventory, 0);
-        let intake = reader
-            .read(frame(vec![metrics(1, &mut Encoder::new())]), NOW)
-            .unwrap();
+        let intake = read(&mut reader, vec![metrics(1, &mut Encoder::new())]).unwrap();
         assert_eq!((intake.dead, intake.last_seq), (1, 1));
     }
 
     #[test]
     fn seqs_must_rise() {
         let mut reader = reader(Lane::Results, 0);
-        let error = reader
-            .read(frame(vec![event(2), event(2)]), NOW)
-            .unwrap_err();
+        let error = read(&mut reader, vec![event(2), event(2)]).unwrap_err();
         assert!(matches!(
             error,
             FrameError::Order {
@@ -330,8 +387,80 @@ mod tests {
         ));
         let many = vec![Bytes::new(); limits::BATCH_RECORDS + 1];
         assert!(matches!(
-            reader.read(frame(many), NOW),
+            read(&mut reader, many),
             Err(FrameError::TooMany { .. })
         ));
+    }
+
+    /// A key frame of so many series, then reports that change nothing, two bytes each and the seq.
+    fn bomb(series: usize, reports: usize) -> Vec<Bytes> {
+        let mut encoder = Encoder::new();
+        let samples = (0..series).map(|index| Sample {
+            key: Arc::new(SeriesKey::new(&format!("n{index}"), &[])),
+            kind: SeriesType::Gauge,
+            value: 0.0,
+        });
+        let body = Body::Metrics(Snapshot {
+            interval_ms: 10_000,
+            samples: samples.collect(),
+        });
+        (1..)
+            .take(reports)
+            .map(|seq| {
+                Record {
+                    seq,
+                    time: Timestamp(5),
+                    body: body.clone(),
+                }
+                .encode(&mut encoder)
+            })
+            .collect()
+    }
+
+    fn samples(intake: &Intake) -> usize {
+        let records = intake.entries.iter().flat_map(|entry| match entry {
+            Entry::Records(records) => records.records.as_slice(),
+            Entry::Fact(_) => &[],
+        });
+        records
+            .map(|record| match &record.body {
+                Body::Metrics(snapshot) => snapshot.samples.len(),
+                _ => 0,
+            })
+            .sum()
+    }
+
+    #[test]
+    fn a_small_frame_never_becomes_much_memory_at_once() {
+        let records = bomb(limits::SERIES, 300);
+        let bytes: usize = records.iter().skip(1).map(Bytes::len).sum();
+        assert!(bytes < 10_000, "{bytes}");
+        let mut reader = reader(Lane::Metrics, 0);
+        let mut frame = Reader::open(wire::RecordBatch { records }).unwrap();
+        let (mut seq, mut parts) = (0, 0);
+        while !frame.is_read() {
+            let intake = reader.read(&mut frame, NOW, |_| true).unwrap();
+            assert!(samples(&intake) * size_of::<Sample>() <= PART_BYTES);
+            assert!(intake.broken.is_none() && intake.last_seq > seq);
+            (seq, parts) = (intake.last_seq, parts + 1);
+        }
+        assert_eq!(seq, 300);
+        assert!(parts >= 300 * limits::SERIES * size_of::<Sample>() / PART_BYTES);
+    }
+
+    #[test]
+    fn without_room_a_frame_is_read_record_by_record() {
+        let mut reader = reader(Lane::Metrics, 0);
+        let mut frame = Reader::open(wire::RecordBatch {
+            records: bomb(10, 3),
+        })
+        .unwrap();
+        for seq in 1..=3 {
+            assert!(!frame.is_read());
+            let intake = reader.read(&mut frame, NOW, |_| false).unwrap();
+            assert_eq!((intake.records, intake.last_seq), (1, seq));
+        }
+        assert!(frame.is_read());
+        assert_eq!(reader.weight_of_next(&frame), 0);
     }
 }

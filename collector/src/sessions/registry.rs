@@ -5,7 +5,7 @@
 //! [`Registry::changes`], which only hints that something did.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,7 +16,7 @@ use std::{
 
 use nexus_proto::{
     agent::v1 as wire,
-    ids::{Incarnation, NodeId, SessionId},
+    ids::{Incarnation, Lane, NodeId, SessionId},
     limits,
     time::Timestamp,
 };
@@ -53,6 +53,8 @@ pub(crate) struct Session {
     trouble: Mutex<String>,
     end: watch::Sender<Option<End>>,
     ended: CancellationToken,
+    /// What ends the upload of each lane.
+    uploads: Mutex<BTreeMap<Lane, CancellationToken>>,
 }
 
 /// What is needed to make a session.
@@ -87,6 +89,7 @@ impl Session {
             trouble: Mutex::default(),
             end: watch::Sender::new(None),
             ended: CancellationToken::new(),
+            uploads: Mutex::default(),
         };
         (Arc::new(session), frames)
     }
@@ -133,9 +136,15 @@ impl Session {
         })
     }
 
-    /// Resolves with its end, whoever caused it. Uploads stop then.
-    pub(crate) fn ended(&self) -> CancellationToken {
-        self.ended.clone()
+    /// For a new upload of a lane, which takes the place of the one before: what resolves with its end, or with
+    /// that of the session, whoever caused it.
+    pub(crate) fn take_lane(&self, lane: Lane) -> CancellationToken {
+        let token = self.ended.child_token();
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = uploads.insert(lane, token.clone()) {
+            before.cancel();
+        }
+        token
     }
 
     /// Its stream is gone.

@@ -6,6 +6,7 @@ use nexus_proto::{
     agent::v1::{self as wire, agent_server},
     limits,
 };
+use nexus_runtime::errors;
 use nexus_transport::Peer;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -28,7 +29,7 @@ impl Sessions {
     /// The service.
     pub(crate) fn server(self: Arc<Self>) -> Server {
         agent_server::AgentServer::new(Service(self))
-            .max_decoding_message_size(limits::MESSAGE_BYTES)
+            .max_decoding_message_size(limits::AGENT_MESSAGE_BYTES)
     }
 }
 
@@ -91,7 +92,11 @@ impl agent_server::Agent for Service {
         let enrolment = &self.0.enrolment;
         let work = async {
             let csr = request.into_inner().csr_der;
-            enrolment::service::answer(enrolment, enrolment.renew(&remote.identity, &csr).await)
+            let result = enrolment.renew(&remote.identity, &csr).await;
+            if let Err(error) = &result {
+                tracing::warn!(error = %errors::chain(error), "refused to renew a certificate");
+            }
+            enrolment::service::answer(enrolment, result)
         };
         work.instrument(span).await
     }

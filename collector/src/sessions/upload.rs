@@ -8,14 +8,13 @@ use nexus_proto::{
     ids::{Lane, NodeId, SessionId},
 };
 use nexus_runtime::errors;
-use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
 use super::{
     Sessions,
     credit::Credit,
-    ingest::{Intake, Reader},
+    ingest::{Frame, Intake, Reader},
     registry::Session,
 };
 use crate::pages::metrics::ByLane;
@@ -46,6 +45,7 @@ async fn upload(
     acks: &Acks,
 ) -> Result<(), Status> {
     let (session, lane) = open(sessions, node, frames).await?;
+    let ended = session.take_lane(lane);
     let cursor = sessions
         .store
         .cursors(node, session.incarnation)
@@ -59,7 +59,6 @@ async fn upload(
     );
     let mut reader = Reader::new(node, session.incarnation, lane, cursor);
     ack(acks, cursor, &credit).await?;
-    let ended = session.ended();
     loop {
         let frame = tokio::select! {
             () = ended.cancelled() => return Ok(()),
@@ -68,30 +67,57 @@ async fn upload(
         let Some(frame) = frame else {
             return Ok(());
         };
-        let bytes = frame.encoded_len();
         let Some(wire::upload_frame::Kind::Batch(batch)) = frame.kind else {
             return Err(Status::invalid_argument(
                 "an upload is opened once, then has batches",
             ));
         };
-        // Decoded records are several times their encoded size: bounded over all sessions together.
-        let permits = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-        let _intake = Arc::clone(&sessions.intake)
-            .acquire_many_owned(permits)
-            .await
-            .map_err(|_| Status::unavailable("the collector is shutting down"))?;
-        let intake = reader
-            .read(batch, sessions.clock.now())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (seq, broken) = (intake.last_seq, intake.broken.clone());
-        commit(sessions, node, lane, intake, &mut credit).await?;
-        ack(acks, seq, &credit).await?;
-        if let Some(why) = broken {
-            return Err(Status::aborted(format!(
-                "a report could not be read, begin a new stream with a key frame: {why}"
-            )));
+        let mut frame =
+            Reader::open(batch).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        loop {
+            let (part, in_memory) = read_part(sessions, &mut reader, &mut frame).await?;
+            let (seq, broken) = (part.last_seq, part.broken.clone());
+            commit(sessions, node, lane, part, &mut credit).await?;
+            // An agent that reads no acks must not keep others from sending.
+            drop(in_memory);
+            ack(acks, seq, &credit).await?;
+            if let Some(why) = broken {
+                return Err(Status::aborted(format!(
+                    "a report could not be read, begin a new stream with a key frame: {why}"
+                )));
+            }
+            if frame.is_read() || ended.is_cancelled() {
+                break;
+            }
         }
     }
+}
+
+/// Decoded records are many times their encoded size: what is in memory at the same time is bounded over all
+/// sessions together. Nobody waits for memory while holding some.
+async fn read_part(
+    sessions: &Sessions,
+    reader: &mut Reader,
+    frame: &mut Frame,
+) -> Result<(Intake, OwnedSemaphorePermit), Status> {
+    let first = permits(reader.weight_of_next(frame));
+    let mut held = Arc::clone(&sessions.intake)
+        .acquire_many_owned(first)
+        .await
+        .map_err(|_| Status::unavailable("the collector is shutting down"))?;
+    let has_room = |weight| {
+        let more = Arc::clone(&sessions.intake).try_acquire_many_owned(permits(weight));
+        more.map(|more| held.merge(more)).is_ok()
+    };
+    let intake = reader
+        .read(frame, sessions.clock.now(), has_room)
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok((intake, held))
+}
+
+/// A record of the largest size always fits.
+fn permits(weight: usize) -> u32 {
+    u32::try_from((weight / 1024 + 1).min(super::INTAKE_KIB)).unwrap_or(u32::MAX)
 }
 
 async fn open(

@@ -12,6 +12,8 @@ pub struct Decoder {
     /// By id.
     slots: Vec<Option<Slot>>,
     keys: HashSet<Arc<SeriesKey>>,
+    /// Bytes of the keys.
+    key_bytes: usize,
     pool: Option<KeyPool>,
     /// Whether the state is that of a whole stream so far.
     in_step: bool,
@@ -42,6 +44,12 @@ impl Decoder {
         }
     }
 
+    /// How many series the state holds: as many samples as a report that changes nothing decodes to.
+    #[must_use]
+    pub fn series(&self) -> usize {
+        self.keys.len()
+    }
+
     /// The snapshot a report stands for. After an error only a key frame is taken, for the state may
     /// lack what the refused report said.
     pub fn decode(&mut self, report: &wire::MetricReport) -> Result<Snapshot, MetricError> {
@@ -49,6 +57,7 @@ impl Decoder {
         if report.key_frame {
             self.slots.clear();
             self.keys.clear();
+            self.key_bytes = 0;
         } else if !before {
             return Err(MetricError::NoKeyFrame);
         }
@@ -85,6 +94,7 @@ impl Decoder {
             .and_then(Option::take)
             .ok_or(MetricError::Undefined(id))?;
         self.keys.remove(&slot.key);
+        self.key_bytes = self.key_bytes.saturating_sub(slot.key.bytes());
         Ok(())
     }
 
@@ -109,6 +119,10 @@ impl Decoder {
                 .collect(),
         };
         key.check()?;
+        let bytes = self.key_bytes.saturating_add(key.bytes());
+        if bytes > limits::STREAM_KEY_BYTES {
+            return Err(MetricError::KeysTooLong(bytes));
+        }
         let key = match &self.pool {
             Some(pool) => pool.share(key),
             None => Arc::new(key),
@@ -116,6 +130,7 @@ impl Decoder {
         if !self.keys.insert(Arc::clone(&key)) {
             return Err(MetricError::Duplicate(key.to_string()));
         }
+        self.key_bytes = bytes;
         if self.slots.len() <= index {
             self.slots.resize_with(index + 1, || None);
         }
