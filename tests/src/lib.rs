@@ -17,3 +17,4 @@ pub mod process;
 pub mod programs;
 pub mod soak;
 pub mod thief;
+pub mod usage;

@@ -2,11 +2,17 @@
 
 // `cfg(test)` tells the lints that helpers in there are test code too.
 #[cfg(test)]
+#[path = "interop/cable.rs"]
+mod cable;
+#[cfg(test)]
 #[path = "interop/clock.rs"]
 mod clock;
 #[cfg(test)]
 #[path = "interop/disk.rs"]
 mod disk;
+#[cfg(test)]
+#[path = "interop/nat.rs"]
+mod nat;
 #[cfg(test)]
 #[path = "interop/network.rs"]
 mod network;

@@ -69,7 +69,7 @@ impl Operators {
         let nodes: Vec<Node> = rows
             .into_iter()
             .filter(|row| selector.matches(&row.labels))
-            .map(|row| self.with_trouble(row, as_of))
+            .map(|row| self.as_it_is(row, as_of))
             .map(to_wire)
             .filter(|node| fields.is_empty() || matches_fields(&fields, node))
             .take(limit)
@@ -82,12 +82,15 @@ impl Operators {
             .collect())
     }
 
-    /// What a connected agent complains of is why its state is not all it should be.
-    fn with_trouble(&self, mut row: NodeRow, as_of: Option<Timestamp>) -> NodeRow {
+    /// What a connected agent complains of is why its state is not all it should be; and it may have moved
+    /// since its session began.
+    fn as_it_is(&self, mut row: NodeRow, as_of: Option<Timestamp>) -> NodeRow {
         if as_of.is_none()
             && let Some(session) = self.registry.get(row.id)
         {
             row.state_reason = session.trouble();
+            row.address = session.peer.address().to_string();
+            row.rtt_us = session.peer.rtt_us();
         }
         row
     }

@@ -110,7 +110,7 @@ pub(crate) async fn run(
         .inc();
     tracing::info!(
         node = %session.node, name = session.name, session = %session.id,
-        transport = session.transport, key_exchange = session.key_exchange, remote = %session.remote,
+        transport = session.transport, key_exchange = session.key_exchange, remote = %session.peer.remote,
         "session opened"
     );
     let reason = talk(&sessions, &session, welcome, frames, &mut inbound, &out).await;
@@ -206,7 +206,7 @@ async fn open(
         name: hello.name.clone(),
         transport: remote.peer.transport.name(),
         key_exchange: remote.peer.key_exchange.to_string(),
-        remote: remote.peer.remote,
+        peer: remote.peer.clone(),
         certificate_expires: remote.identity.not_after,
         dispatch_credit: hello.dispatch_credit,
     });
@@ -239,10 +239,7 @@ async fn record(
         transport: remote.peer.transport.name().to_owned(),
         key_exchange: remote.peer.key_exchange.to_string(),
         address: remote.peer.remote.to_string(),
-        rtt_us: remote
-            .peer
-            .rtt()
-            .and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
+        rtt_us: remote.peer.rtt_us(),
         boot_id: hello.boot_id.clone(),
         certificate_expires_ms: remote.identity.not_after.as_ms(),
         time_ms: now.as_ms(),

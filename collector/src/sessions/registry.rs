@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -20,6 +19,7 @@ use nexus_proto::{
     limits,
     time::Timestamp,
 };
+use nexus_transport::Peer;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +46,7 @@ pub(crate) struct Session {
     pub(crate) name: String,
     pub(crate) transport: &'static str,
     pub(crate) key_exchange: String,
-    pub(crate) remote: SocketAddr,
+    pub(crate) peer: Peer,
     pub(crate) certificate_expires: Timestamp,
     outbox: mpsc::Sender<wire::CollectorFrame>,
     dispatch_credit: AtomicU32,
@@ -66,7 +66,7 @@ pub(crate) struct Opening {
     pub(crate) name: String,
     pub(crate) transport: &'static str,
     pub(crate) key_exchange: String,
-    pub(crate) remote: SocketAddr,
+    pub(crate) peer: Peer,
     pub(crate) certificate_expires: Timestamp,
     pub(crate) dispatch_credit: u32,
 }
@@ -82,7 +82,7 @@ impl Session {
             name: opening.name,
             transport: opening.transport,
             key_exchange: opening.key_exchange,
-            remote: opening.remote,
+            peer: opening.peer,
             certificate_expires: opening.certificate_expires,
             outbox,
             dispatch_credit: AtomicU32::new(opening.dispatch_credit),
@@ -281,6 +281,8 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    use nexus_transport::TransportKind;
+
     use super::*;
 
     fn session(node: NodeId) -> Arc<Session> {
@@ -291,7 +293,12 @@ mod tests {
             name: "web-1".to_owned(),
             transport: "quic",
             key_exchange: "X25519".to_owned(),
-            remote: "127.0.0.1:1".parse().unwrap(),
+            peer: Peer::played(
+                None,
+                TransportKind::Quic,
+                "X25519",
+                "127.0.0.1:1".parse().unwrap(),
+            ),
             certificate_expires: Timestamp(1),
             dispatch_credit: 1,
         })

@@ -52,6 +52,15 @@ pub(crate) enum Rtt {
 }
 
 impl Peer {
+    /// Where it is now: on QUIC it may have moved since it came.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        match &self.rtt {
+            Rtt::Live(connection) => canonical(connection.remote_address()),
+            Rtt::Handshake(_) => self.remote,
+        }
+    }
+
     /// The round trip: of now on QUIC, as estimated from the handshake on TCP.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
@@ -59,6 +68,13 @@ impl Peer {
             Rtt::Live(connection) => Some(connection.rtt()),
             Rtt::Handshake(rtt) => Some(*rtt),
         }
+    }
+
+    /// The same in microseconds, as it is shown.
+    #[must_use]
+    pub fn rtt_us(&self) -> Option<u64> {
+        self.rtt()
+            .and_then(|rtt| u64::try_from(rtt.as_micros()).ok())
     }
 
     /// A peer as a caller in the same process plays it, without a connection; its round trip is zero.
@@ -77,6 +93,11 @@ impl Peer {
             rtt: Rtt::Handshake(Duration::ZERO),
         }
     }
+}
+
+/// An IPv4 address as such, also where a socket for both families saw it.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 pub(crate) fn group_name(group: NamedGroup) -> String {

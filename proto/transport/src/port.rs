@@ -32,7 +32,7 @@ use crate::{
     connections::{Connections, Refused, Slot},
     fault::{REFUSED, chain, refusal_of},
     h2, h3_server,
-    peer::{Peer, Rtt, TransportKind, group_name, quic_chain, quic_group},
+    peer::{Peer, Rtt, TransportKind, canonical, group_name, quic_chain, quic_group},
     tune::{ResetKeys, quic_transport},
 };
 
@@ -556,10 +556,6 @@ fn refused(serving: &Serving, remote: SocketAddr, transport: TransportKind, reas
         transport,
         reason,
     });
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Counts a connection as open.

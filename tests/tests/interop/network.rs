@@ -1,126 +1,35 @@
 //! Networks that fail, in namespaces of their own: a collector in one, an agent in the other, a cable between.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
+use nexus_runtime::clock::Clock;
 use nexus_tests::{
     agent::Agent,
-    collector::Place,
     fleet::{Fleet, SOON},
     poll,
+    usage::cpu_time,
 };
 
-/// How soon a session is to go on over TCP.
-const FALLBACK: Duration = Duration::from_secs(10);
+use super::cable::Cable;
 
-struct Cable {
-    here: String,
-    there: String,
+/// How soon a session is to go on over TCP, or with a collector that was restarted.
+pub(super) const FALLBACK: Duration = Duration::from_secs(10);
+
+/// Waits until there is a session over that transport.
+pub(super) async fn on(fleet: &Fleet, transport: &str, within: Duration) {
+    shows(fleet, "transport", transport, within).await;
 }
 
-impl Cable {
-    /// `number` tells the cables of one test run apart.
-    fn new(number: u32) -> Self {
-        let id = std::process::id() % 10_000 * 10 + number;
-        let cable = Self {
-            here: format!("nxc{id}"),
-            there: format!("nxa{id}"),
-        };
-        let (here, there) = (&cable.here, &cable.there);
-        for line in [
-            format!("netns add {here}"),
-            format!("netns add {there}"),
-            format!("-n {here} link add cable type veth peer name cable netns {there}"),
-            format!("-n {here} addr add 10.77.0.1/24 dev cable"),
-            format!("-n {there} addr add 10.77.0.2/24 dev cable"),
-            format!("-n {here} link set cable up"),
-            format!("-n {there} link set cable up"),
-            format!("-n {here} link set lo up"),
-            format!("-n {there} link set lo up"),
-        ] {
-            succeeds(Command::new("ip").args(line.split(' ')));
-        }
-        cable
-    }
-
-    fn place(&self) -> Place {
-        Place {
-            namespace: Some(self.here.clone()),
-            host: "10.77.0.1".to_owned(),
-        }
-    }
-
-    fn run(&self, namespace: &str, line: &str) {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace]);
-        succeeds(command.args(line.split(' ')));
-    }
-
-    /// So many of a hundred packets are lost, either way.
-    fn lose(&self, percent: u32) {
-        for namespace in [&self.here, &self.there] {
-            self.run(namespace, "nft add table inet loss");
-            self.run(
-                namespace,
-                "nft add chain inet loss in { type filter hook input priority 0 ; }",
-            );
-            let rule = format!(
-                "nft add rule inet loss in iifname cable numgen random mod 100 < {percent} drop"
-            );
-            self.run(namespace, &rule);
-        }
-    }
-
-    /// The agent's side gets another address, as a laptop on another network does.
-    fn move_to(&self, address: &str) {
-        self.run(&self.there, "ip addr flush dev cable");
-        self.run(&self.there, &format!("ip addr add {address}/24 dev cable"));
-    }
-
-    /// No UDP leaves the agent's side from now on, or it does again.
-    fn block_udp(&self, block: bool) {
-        let rules: &[&str] = if block {
-            &[
-                "add table inet cut",
-                "add chain inet cut out { type filter hook output priority 0 ; }",
-                "add rule inet cut out oifname cable meta l4proto udp drop",
-            ]
-        } else {
-            &["delete table inet cut"]
-        };
-        for rule in rules {
-            let mut command = Command::new("ip");
-            command.args(["netns", "exec", &self.there, "nft"]);
-            succeeds(command.args(rule.split(' ')));
-        }
-    }
-}
-
-impl Drop for Cable {
-    fn drop(&mut self) {
-        for namespace in [&self.here, &self.there] {
-            // What is left of the cable goes with them.
-            drop(
-                Command::new("ip")
-                    .args(["netns", "del", namespace])
-                    .status(),
-            );
-        }
-    }
-}
-
-fn succeeds(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {output:?}");
-}
-
-async fn on(fleet: &Fleet, transport: &str, within: Duration) {
-    let what = format!("a session over {transport}");
+/// Waits until the node is connected, and shows a value that begins like this.
+pub(super) async fn shows(fleet: &Fleet, key: &str, begin: &str, within: Duration) {
+    let what = format!("a session whose {key} is {begin}");
     let wait = poll::until_ok(&what, within, || async {
         let node = fleet
             .node("alpha")
             .await
             .map_err(|fault| fault.to_string())?;
-        let there = node["state"] == "connected" && node["transport"] == transport;
+        let value = node[key].as_str().unwrap_or_default();
+        let there = node["state"] == "connected" && value.starts_with(begin);
         if there { Ok(()) } else { Err(node.to_string()) }
     });
     let waited = wait.await;
@@ -147,7 +56,7 @@ async fn nothing_lost(fleet: &Fleet) {
 
 #[tokio::test]
 async fn without_udp_sessions_use_tcp_and_return_to_quic() {
-    let cable = Cable::new(1);
+    let cable = Cable::straight();
     let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
     cable.block_udp(true);
     let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
@@ -160,7 +69,7 @@ async fn without_udp_sessions_use_tcp_and_return_to_quic() {
 
 #[tokio::test]
 async fn udp_that_stops_in_mid_session_costs_seconds_and_nothing_else() {
-    let cable = Cable::new(2);
+    let cable = Cable::straight();
     let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
     let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
     fleet.join(agent).await.unwrap();
@@ -180,7 +89,7 @@ async fn udp_that_stops_in_mid_session_costs_seconds_and_nothing_else() {
 
 #[tokio::test]
 async fn an_idle_agent_notices_too() {
-    let cable = Cable::new(3);
+    let cable = Cable::straight();
     let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
     // Nothing to send for as long as the test lasts.
     let agent = Agent::new(fleet.dir(), "alpha", &["interval=10m"]).within(&cable.there);
@@ -196,7 +105,7 @@ async fn an_idle_agent_notices_too() {
 
 #[tokio::test]
 async fn an_agent_that_moves_keeps_its_session() {
-    let cable = Cable::new(4);
+    let cable = Cable::straight();
     let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
     let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
     fleet.join(agent).await.unwrap();
@@ -216,14 +125,17 @@ async fn an_agent_that_moves_keeps_its_session() {
     nothing_lost_soon(&fleet).await;
 }
 
-#[tokio::test]
-async fn a_third_of_all_packets_lost_loses_nothing() {
-    let cable = Cable::new(5);
+/// Three jobs and a dozen reports, with that many of a hundred packets lost either way.
+async fn goes_on_without(percent: u32) {
+    let cable = Cable::straight();
     let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
     let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
     fleet.join(agent).await.unwrap();
     fleet.connected("alpha").await.unwrap();
-    cable.lose(30);
+    let programs = [fleet.collector.id(), fleet.agents[0].id()].map(Option::unwrap);
+    let clock = Clock::system();
+    let (before, begun) = (programs.map(cpu_time), clock.instant());
+    cable.lose(percent);
     for _ in 0..3 {
         let lines = "for i in 1 2 3 4 5 6 7 8 9; do echo $i; done";
         let (said, document) = fleet.job(&["--all"], &["sh", "-c", lines]).await.unwrap();
@@ -234,11 +146,30 @@ async fn a_third_of_all_packets_lost_loses_nothing() {
         );
     }
     nothing_lost_soon(&fleet).await;
+    let span = clock.instant() - begun;
+    for (what, program, before) in [
+        ("collector", programs[0], before[0]),
+        ("agent", programs[1], before[1]),
+    ] {
+        let used = cpu_time(program) - before;
+        println!("{percent} % loss: {what} used {used:?} of a processor in {span:?}");
+        assert!(used < span / 4, "{what} used {used:?} in {span:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_twentieth_of_all_packets_lost_loses_nothing() {
+    goes_on_without(5).await;
+}
+
+#[tokio::test]
+async fn a_third_of_all_packets_lost_loses_nothing() {
+    goes_on_without(30).await;
 }
 
 #[tokio::test]
 async fn a_restarted_collector_is_noticed_at_the_next_packet() {
-    let cable = Cable::new(6);
+    let cable = Cable::straight();
     let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
     let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
     fleet.join(agent).await.unwrap();
@@ -253,7 +184,7 @@ async fn a_restarted_collector_is_noticed_at_the_next_packet() {
 
 #[tokio::test]
 async fn large_packets_that_vanish_do_not_stop_a_session() {
-    let cable = Cable::new(7);
+    let cable = Cable::straight();
     let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
     let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
     fleet.join(agent).await.unwrap();
@@ -276,7 +207,7 @@ async fn large_packets_that_vanish_do_not_stop_a_session() {
 
 #[tokio::test]
 async fn a_tcp_peer_that_falls_silent_is_given_up() {
-    let cable = Cable::new(8);
+    let cable = Cable::straight();
     let mut fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
     let settings = ["interval=1s", "transport=tcp"];
     let agent = Agent::new(fleet.dir(), "alpha", &settings).within(&cable.there);
@@ -298,7 +229,7 @@ async fn a_tcp_peer_that_falls_silent_is_given_up() {
 }
 
 /// As [`nothing_lost`], once there is enough to look at.
-async fn nothing_lost_soon(fleet: &Fleet) {
+pub(super) async fn nothing_lost_soon(fleet: &Fleet) {
     let sql = "SELECT time FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds'";
     fleet.eventually(sql, |rows| rows.len() > 12).await.unwrap();
     nothing_lost(fleet).await;
