@@ -10,8 +10,8 @@ pub const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 pub const STREAMS: u32 = 8;
 /// Streams of one connection refused for what they carried outside of DATA; the last one ends the connection.
 pub const REFUSED_STREAMS: u64 = 16;
-/// A connection without traffic ends after this, so that a node that died without a word shows as gone; both sides
-/// send keep-alives well before.
+/// A connection without traffic ends after this, so that a node that died without a word shows as gone; the side that
+/// dialled sends keep-alives well before.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval of QUIC's keep-alives: how soon an agent can notice that UDP no longer comes through.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);

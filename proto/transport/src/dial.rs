@@ -483,7 +483,7 @@ async fn over_quic(
         QuicClientConfig::try_from(Arc::clone(tls)).map_err(|error| other(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     // A collector opens no calls to an agent.
-    config.transport_config(quic_transport(windows, 0));
+    config.transport_config(quic_transport(windows, 0, Some(limits::KEEP_ALIVE)));
     let connecting = endpoint
         .connect_with(config, remote, nexus_pki::tls::SERVER_NAME)
         .map_err(|error| other(error.to_string()))?;

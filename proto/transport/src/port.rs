@@ -218,7 +218,7 @@ fn endpoint(
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
-        .transport_config(quic_transport(limits.windows, limits.calls))
+        .transport_config(quic_transport(limits.windows, limits.calls, None))
         .migration(true);
     let runtime = Arc::new(quinn::TokioRuntime);
     quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, runtime)

@@ -54,7 +54,13 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Unidirectional streams of a peer: control, QPACK encoder and decoder, and one to spare.
 const UNI_STREAMS: u32 = 4;
 
-pub(crate) fn quic_transport(windows: Windows, peer_calls: u32) -> Arc<TransportConfig> {
+/// Only the side that dialled keeps a connection alive. Where its packets no longer come through, those of the
+/// other side would keep putting off its own question, and with it the answer that there is none.
+pub(crate) fn quic_transport(
+    windows: Windows,
+    peer_calls: u32,
+    keep_alive: Option<Duration>,
+) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(limits::IDLE_TIMEOUT)
         .expect("a minute in milliseconds is below 2^62");
@@ -62,7 +68,7 @@ pub(crate) fn quic_transport(windows: Windows, peer_calls: u32) -> Arc<Transport
         .max_concurrent_bidi_streams(VarInt::from_u32(peer_calls))
         .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
         .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(limits::KEEP_ALIVE))
+        .keep_alive_interval(keep_alive)
         .stream_receive_window(VarInt::from_u32(windows.stream_bytes))
         .receive_window(VarInt::from_u32(windows.connection_bytes))
         .send_window(u64::from(windows.send_bytes))
