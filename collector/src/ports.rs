@@ -6,6 +6,7 @@ use nexus_pki::{
     admission::Admission,
     tls::{self, Alpn, KeyExchange, LiveLeaf, TlsError},
 };
+use nexus_proto::limits as wire_limits;
 use nexus_runtime::{clock::Clock, tasks::Tasks};
 use nexus_transport::{
     AgentPort, Connections, Limits, OperatorPort, Refused, ResetKeys, Serving, TlsSet, Windows,
@@ -14,7 +15,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{config::Config, enrolment, operator, sessions};
 
-/// Operators connected at the same time.
+/// Connections of operators at the same time.
 const OPERATOR_CONNECTIONS: usize = 1000;
 /// Calls of one operator's connection at the same time.
 const OPERATOR_CALLS: u32 = 64;
@@ -97,6 +98,7 @@ impl Seen {
             agents: Connections::telling(limits(config.connections), Some(refused.clone())),
             operators: Connections::telling(
                 Limits {
+                    connections_per_identity: wire_limits::OPERATOR_CONNECTIONS,
                     calls: OPERATOR_CALLS,
                     windows: Windows::operator(),
                     ..limits(OPERATOR_CONNECTIONS)

@@ -19,6 +19,28 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 pub const PING: Duration = Duration::from_secs(15);
 /// A handshake that takes longer is given up.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client whose first message (TLS ClientHello) takes longer over TCP is given up.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+/// A handshake that has been under way for this long may be ended to make room for a newer one.
+pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(1);
+/// Of a port's handshakes at the same time, the part that one address (of IPv6 the first 64 bits) may have once half
+/// of all are taken.
+pub const HANDSHAKE_SHARE: usize = 8;
+
+/// Connections of one agent at the same time; a newer one ends the oldest. A hand-over takes two.
+pub const AGENT_CONNECTIONS: usize = 4;
+/// Connections of one operator at the same time; a newer one ends the oldest.
+pub const OPERATOR_CONNECTIONS: usize = 64;
+/// Of a port's connections, the part that may be without a certificate.
+pub const ANONYMOUS_SHARE: usize = 10;
+/// Connections without a certificate from one address (of IPv6 the first 64 bits).
+pub const ANONYMOUS_CONNECTIONS: usize = 16;
+/// Concurrent calls of a connection without a certificate.
+pub const ANONYMOUS_CALLS: u32 = 4;
+/// How long a connection without a certificate may last.
+pub const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
+/// A connection without a certificate that is older may be ended to make room for a newer one.
+pub const ANONYMOUS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Bytes of one encoded record.
 pub const RECORD_BYTES: usize = 1024 * 1024;

@@ -1,7 +1,7 @@
 //! The connections of a port: how many, whose, and how to cut them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -12,24 +12,32 @@ use std::{
 
 use nexus_pki::spiffe::SpiffeId;
 use nexus_proto::limits;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{peer::TransportKind, tune::Windows};
+use crate::{
+    half_open::{Half, HalfOpen, origin},
+    peer::TransportKind,
+    tune::Windows,
+};
 
-/// What a port takes.
+/// What a port takes. An address is one IPv4 address or one /64 of IPv6.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections in all.
     pub connections: usize,
     /// Connections from one address; fleets behind one NAT need many.
     pub connections_per_address: usize,
-    /// Handshakes at the same time.
+    /// Connections of one identity; a newer one ends the oldest.
+    pub connections_per_identity: usize,
+    /// Handshakes at the same time, of each transport. Once half are taken one address may have its
+    /// [`limits::HANDSHAKE_SHARE`].
     pub handshakes: usize,
     /// Calls of one connection at the same time.
     pub calls: u32,
-    /// How long a connection without a certificate may last.
-    pub anonymous_life: Duration,
     /// How long calls may go on once shutdown has begun.
     pub drain: Duration,
     /// Windows of each connection.
@@ -41,12 +49,23 @@ impl Default for Limits {
         Self {
             connections: 20_000,
             connections_per_address: 20_000,
+            connections_per_identity: limits::AGENT_CONNECTIONS,
             handshakes: 512,
             calls: limits::STREAMS,
-            anonymous_life: Duration::from_secs(60),
             drain: Duration::from_secs(10),
             windows: Windows::collector(),
         }
+    }
+}
+
+impl Limits {
+    fn half_open(&self) -> HalfOpen {
+        HalfOpen::new(self.handshakes, self.handshakes / limits::HANDSHAKE_SHARE)
+    }
+
+    /// Connections without a certificate.
+    fn anonymous(&self) -> usize {
+        (self.connections / limits::ANONYMOUS_SHARE).max(1)
     }
 }
 
@@ -65,13 +84,13 @@ pub struct Counters {
     pub not_admitted: AtomicU64,
     /// Handshakes that failed, refused certificates among them.
     pub handshakes_failed: AtomicU64,
-    /// Connections turned away because a limit was reached.
+    /// Connections turned away, and handshakes ended for newer ones, because a limit was reached.
     pub overload: AtomicU64,
     /// Calls begun.
     pub calls: AtomicU64,
     /// Streams refused for what they carried outside of their data.
     pub streams_refused: AtomicU64,
-    /// Connections cut by [`Connections::cut`].
+    /// Connections cut: by [`Connections::cut`], or for newer ones of the same identity or without one.
     pub cut: AtomicU64,
 }
 
@@ -93,8 +112,11 @@ pub struct Connections(Arc<Inner>);
 struct Inner {
     limits: Limits,
     counters: Counters,
-    handshakes: Arc<Semaphore>,
+    quic: HalfOpen,
+    tcp: HalfOpen,
     live: Mutex<Live>,
+    /// Told when a connection without a certificate has ended.
+    freed: Notify,
     refused: Option<mpsc::Sender<Refused>>,
 }
 
@@ -102,8 +124,17 @@ struct Inner {
 struct Live {
     next: u64,
     total: usize,
-    by_address: HashMap<IpAddr, usize>,
-    by_identity: HashMap<SpiffeId, HashMap<u64, Arc<Cut>>>,
+    by_origin: HashMap<IpAddr, usize>,
+    // Ids rise with time: the first of a map is the oldest.
+    by_identity: HashMap<SpiffeId, BTreeMap<u64, Arc<Cut>>>,
+    anonymous: BTreeMap<u64, Anonymous>,
+}
+
+/// A connection without a certificate.
+struct Anonymous {
+    origin: IpAddr,
+    since: Instant,
+    cut: Arc<Cut>,
 }
 
 /// Ends one connection, with a reason.
@@ -114,6 +145,11 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
+    fn cut(&self, reason: &str) {
+        self.reason.set(reason.to_owned()).ok();
+        self.token.cancel();
+    }
+
     /// Waits to be cut; why.
     pub(crate) async fn wait(&self) -> &str {
         self.token.cancelled().await;
@@ -131,13 +167,14 @@ impl Connections {
     /// The same, telling of every peer whose certificate is refused for as long as the queue has room.
     #[must_use]
     pub fn telling(limits: Limits, refused: Option<mpsc::Sender<Refused>>) -> Self {
-        let handshakes = Arc::new(Semaphore::new(limits.handshakes));
-        let (counters, live) = Default::default();
+        let (counters, live, freed) = Default::default();
         Self(Arc::new(Inner {
+            quic: limits.half_open(),
+            tcp: limits.half_open(),
             limits,
             counters,
-            handshakes,
             live,
+            freed,
             refused,
         }))
     }
@@ -162,8 +199,7 @@ impl Connections {
             return 0;
         };
         for cut in cuts.values() {
-            cut.reason.set(reason.to_owned()).ok();
-            cut.token.cancel();
+            cut.cut(reason);
             self.0.counters.cut.fetch_add(1, Ordering::Relaxed);
         }
         cuts.len()
@@ -173,36 +209,119 @@ impl Connections {
         &self.0.limits
     }
 
-    /// A place for a connection and for its handshake; none when a limit is reached.
-    pub(crate) fn begin(&self, address: IpAddr) -> Option<(Slot, OwnedSemaphorePermit)> {
-        let slot = self.slot(address);
-        let permit = Arc::clone(&self.0.handshakes).try_acquire_owned().ok();
-        let both = slot.zip(permit);
-        if both.is_none() {
-            self.0.counters.overload.fetch_add(1, Ordering::Relaxed);
+    /// A place for a handshake; none when a limit is reached.
+    pub(crate) fn begin(&self, transport: TransportKind, address: IpAddr) -> Option<Half> {
+        let room = self.live().total < self.0.limits.connections;
+        let half = room
+            .then(|| self.half_open(transport).begin(address, Instant::now()))
+            .flatten();
+        if half.is_none() {
+            self.count_overload();
         }
-        both
+        half
     }
 
-    fn slot(&self, address: IpAddr) -> Option<Slot> {
-        let address = address.to_canonical();
+    /// Whether strangers at `address` should first prove that it is theirs.
+    pub(crate) fn is_crowded(&self, transport: TransportKind, address: IpAddr) -> bool {
+        self.half_open(transport).is_crowded(address)
+    }
+
+    pub(crate) fn count_overload(&self) {
+        self.0.counters.overload.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn half_open(&self, transport: TransportKind) -> &HalfOpen {
+        match transport {
+            TransportKind::Quic => &self.0.quic,
+            TransportKind::Tcp => &self.0.tcp,
+        }
+    }
+
+    /// A place for a connection whose certificate was admitted, if need be that of an older one of the same identity.
+    pub(crate) fn identified(&self, address: IpAddr, identity: &SpiffeId) -> Option<Slot> {
         let mut live = self.live();
-        if live.total >= self.0.limits.connections {
+        let mut slot = self.slot(&mut live, address)?;
+        slot.identity = Some(identity.clone());
+        let own = live.by_identity.entry(identity.clone()).or_default();
+        own.insert(slot.id, Arc::clone(&slot.cut));
+        while own.len() > self.0.limits.connections_per_identity.max(1)
+            && let Some((_, oldest)) = own.pop_first()
+        {
+            oldest.cut("newer connections of the same identity took its place");
+            self.0.counters.cut.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(slot)
+    }
+
+    /// Waits for a place for a connection without a certificate. They are few, so that however many there are,
+    /// whoever has a certificate gets in.
+    pub(crate) async fn anonymous(&self, address: IpAddr) -> Option<Slot> {
+        loop {
+            let freed = self.0.freed.notified();
+            match self.try_anonymous(address, Instant::now()) {
+                Ok(slot) => return slot,
+                Err(until) => tokio::select! {
+                    () = freed => {}
+                    () = sleep_until(until) => {}
+                },
+            }
+        }
+    }
+
+    /// A place, if there is one in all; the error says until when to wait for one of those kept for the anonymous.
+    fn try_anonymous(&self, address: IpAddr, now: Instant) -> Result<Option<Slot>, Instant> {
+        let origin = origin(address);
+        let mut live = self.live();
+        let own = || {
+            live.anonymous
+                .iter()
+                .filter(|(_, one)| one.origin == origin)
+        };
+        let oldest = if own().count() >= limits::ANONYMOUS_CONNECTIONS {
+            own().next()
+        } else if live.anonymous.len() >= self.0.limits.anonymous() {
+            live.anonymous.iter().next()
+        } else {
+            None
+        };
+        if let Some((&id, oldest)) = oldest {
+            let until = oldest.since + limits::ANONYMOUS_PATIENCE;
+            if now < until {
+                return Err(until);
+            }
+            if let Some(oldest) = live.anonymous.remove(&id) {
+                oldest.cut.cut("newer connections took its place");
+                self.0.counters.cut.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let slot = self.slot(&mut live, address);
+        if let Some(slot) = &slot {
+            let one = Anonymous {
+                origin,
+                since: now,
+                cut: Arc::clone(&slot.cut),
+            };
+            live.anonymous.insert(slot.id, one);
+        }
+        Ok(slot)
+    }
+
+    fn slot(&self, live: &mut Live, address: IpAddr) -> Option<Slot> {
+        let origin = origin(address);
+        let of_origin = live.by_origin.get(&origin).copied().unwrap_or_default();
+        if live.total >= self.0.limits.connections
+            || of_origin >= self.0.limits.connections_per_address
+        {
+            self.count_overload();
             return None;
         }
-        let of_address = live.by_address.entry(address).or_default();
-        if *of_address >= self.0.limits.connections_per_address {
-            return None;
-        }
-        *of_address += 1;
+        live.by_origin.insert(origin, of_origin + 1);
         live.total += 1;
         live.next += 1;
-        let id = live.next;
-        drop(live);
         Some(Slot {
             connections: self.clone(),
-            id,
-            address,
+            id: live.next,
+            origin,
             identity: None,
             cut: Arc::default(),
         })
@@ -217,41 +336,34 @@ impl Connections {
 pub(crate) struct Slot {
     connections: Connections,
     id: u64,
-    address: IpAddr,
+    origin: IpAddr,
     identity: Option<SpiffeId>,
     pub(crate) cut: Arc<Cut>,
-}
-
-impl Slot {
-    /// Lets the connection be cut by whose it is.
-    pub(crate) fn identify(&mut self, identity: &SpiffeId) {
-        let cut = Arc::clone(&self.cut);
-        let mut live = self.connections.live();
-        live.by_identity
-            .entry(identity.clone())
-            .or_default()
-            .insert(self.id, cut);
-        drop(live);
-        self.identity = Some(identity.clone());
-    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut live = self.connections.live();
         live.total = live.total.saturating_sub(1);
-        if let Some(count) = live.by_address.get_mut(&self.address) {
+        if let Some(count) = live.by_origin.get_mut(&self.origin) {
             *count -= 1;
             if *count == 0 {
-                live.by_address.remove(&self.address);
+                live.by_origin.remove(&self.origin);
             }
         }
-        if let Some(identity) = &self.identity
-            && let Some(cuts) = live.by_identity.get_mut(identity)
-        {
-            cuts.remove(&self.id);
-            if cuts.is_empty() {
-                live.by_identity.remove(identity);
+        match &self.identity {
+            Some(identity) => {
+                if let Some(cuts) = live.by_identity.get_mut(identity) {
+                    cuts.remove(&self.id);
+                    if cuts.is_empty() {
+                        live.by_identity.remove(identity);
+                    }
+                }
+            }
+            None => {
+                live.anonymous.remove(&self.id);
+                drop(live);
+                self.connections.0.freed.notify_waiters();
             }
         }
     }

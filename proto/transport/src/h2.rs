@@ -56,7 +56,12 @@ pub(crate) async fn serve<S: CallService>(
     cut: &Cut,
     drain: &CancellationToken,
 ) {
-    let limits = connections.limits();
+    let (calls, windows) = if peer.identity.is_some() {
+        let limits = connections.limits();
+        (limits.calls, limits.windows)
+    } else {
+        (limits::ANONYMOUS_CALLS, Windows::agent())
+    };
     let answer = service_fn(|request: Request<Incoming>| {
         connections.counters().calls.fetch_add(1, Ordering::Relaxed);
         let mut request = request.map(Body::new);
@@ -67,11 +72,11 @@ pub(crate) async fn serve<S: CallService>(
         .timer(TokioTimer::new())
         .keep_alive_interval(limits::PING)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .max_concurrent_streams(limits.calls)
+        .max_concurrent_streams(calls)
         .max_header_list_size(HEADER_BYTES)
-        .max_send_buf_size(limits.windows.stream_bytes.try_into().unwrap_or(usize::MAX))
-        .initial_stream_window_size(limits.windows.stream_bytes)
-        .initial_connection_window_size(limits.windows.connection_bytes)
+        .max_send_buf_size(windows.stream_bytes.try_into().unwrap_or(usize::MAX))
+        .initial_stream_window_size(windows.stream_bytes)
+        .initial_connection_window_size(windows.connection_bytes)
         .serve_connection(TokioIo::new(stream), answer);
     let mut serving = pin!(serving);
     let mut draining = false;

@@ -18,6 +18,7 @@ mod h2;
 mod h3_client;
 mod h3_server;
 mod h3_wire;
+mod half_open;
 mod peer;
 mod port;
 mod preface;

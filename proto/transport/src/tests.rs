@@ -3,8 +3,8 @@
 use std::{collections::HashMap, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use crate::{
-    AgentPort, Closed, Connections, DialTls, Dialer, Limits, Mode, Peer, ResetKeys, Serving,
-    TlsSet, TransportKind, Windows, enrol_connect,
+    AgentPort, Closed, Connections, DialTls, Dialer, Limits, Mode, Peer, Refused, ResetKeys,
+    Serving, TlsSet, TransportKind, Windows, enrol_connect,
 };
 use nexus_pki::{
     admission::Admission,
@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 mod hostile;
+mod limits;
 
 const LONG: Duration = Duration::from_secs(20);
 const DOMAIN: &str = "example.org";
@@ -186,12 +187,17 @@ impl Fleet {
     }
 
     fn dialer(&self, leaf: &LiveLeaf, at: SocketAddr, mode: Mode, groups: KeyExchange) -> Dialer {
-        let client = |alpn| tls::agent_client(leaf, &self.admission, groups, alpn).unwrap();
-        let tls = DialTls {
+        let tls = self.dial_tls(leaf, groups);
+        Dialer::new(vec![at.to_string()], tls, mode, Windows::agent())
+    }
+
+    fn dial_tls(&self, leaf: &LiveLeaf, groups: KeyExchange) -> DialTls {
+        let admission = Admission::new(self.authority.root(), DOMAIN);
+        let client = |alpn| tls::agent_client(leaf, &admission, groups, alpn).unwrap();
+        DialTls {
             quic: client(Alpn::H3),
             tcp: client(Alpn::H2),
-        };
-        Dialer::new(vec![at.to_string()], tls, mode, Windows::agent())
+        }
     }
 }
 
@@ -203,13 +209,23 @@ struct Server {
 }
 
 async fn serve(fleet: &Fleet, at: &str, groups: KeyExchange) -> Server {
+    serve_within(fleet, at, groups, Limits::default(), None).await
+}
+
+async fn serve_within(
+    fleet: &Fleet,
+    at: &str,
+    groups: KeyExchange,
+    limits: Limits,
+    refused: Option<mpsc::Sender<Refused>>,
+) -> Server {
     let port = AgentPort::bind(at.parse().unwrap()).await.unwrap();
     let at = port.local_addr().unwrap();
     let limits = Limits {
         drain: Duration::from_secs(1),
-        ..Limits::default()
+        ..limits
     };
-    let connections = Connections::new(limits);
+    let connections = Connections::telling(limits, refused);
     let shutdown = CancellationToken::new();
     let serving = Serving {
         admission: fleet.admission.clone(),

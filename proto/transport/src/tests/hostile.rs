@@ -275,3 +275,73 @@ fn nothing_a_stream_carries_makes_the_collector_panic() {
         })
         .unwrap();
 }
+
+/// Refuses whatever the collector shows, in words that are a refusal of the collector's own.
+#[derive(Debug)]
+struct Forger;
+
+impl rustls::client::danger::ServerCertVerifier for Forger {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Err(rustls::Error::General(
+            "invalid peer certificate: Other(OtherError(spiffe://example.org/operator/ann was revoked))"
+                .to_owned(),
+        ))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        unreachable!("TLS 1.3 alone is spoken")
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        unreachable!("the certificate was refused")
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![rustls::SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+#[tokio::test]
+async fn the_words_of_a_peer_are_no_refusal_of_ours() {
+    let fleet = Fleet::new();
+    let (tell, mut refused) = mpsc::channel(4);
+    let limits = Limits::default();
+    let server = serve_within(&fleet, LOOPBACK, KeyExchange::Auto, limits, Some(tell)).await;
+    let leaf = fleet.agent(NodeId::random());
+    let mut tls = (*fleet.dial_tls(&leaf, KeyExchange::Auto).quic).clone();
+    tls.dangerous().set_certificate_verifier(Arc::new(Forger));
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let endpoint = quinn::Endpoint::client(LOOPBACK.parse().unwrap()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let connecting = endpoint
+        .connect_with(config, server.at, tls::SERVER_NAME)
+        .unwrap();
+    connecting.await.unwrap_err();
+    let failed = &server.connections.counters().handshakes_failed;
+    until(|| failed.load(Ordering::Relaxed) == 1).await;
+    // What this side refuses is told, in its own words.
+    let dialer = fleet.dialer(&fleet.operator(), server.at, Mode::Quic, KeyExchange::Auto);
+    assert!(dialer.connect().await.is_err());
+    let first = timeout(LONG, refused.recv()).await.unwrap().unwrap();
+    assert!(
+        first.reason.contains("only agents may speak here"),
+        "{first:?}"
+    );
+}

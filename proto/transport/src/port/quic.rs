@@ -1,0 +1,143 @@
+//! HTTP/3's connections, from the first packet until they are served.
+
+use std::{io, sync::Arc};
+
+use nexus_pki::{admission::PeerIdentity, spiffe::Role};
+use quinn::{ConnectionError, crypto::rustls::QuicServerConfig};
+
+use super::*;
+use crate::{
+    connections::Slot,
+    fault::{chain, refusal_of},
+    h3_server,
+    peer::{Peer, Rtt, canonical, quic_chain, quic_group},
+    tune::quic_transport,
+};
+
+pub(super) fn endpoint(
+    udp: std::net::UdpSocket,
+    tls: Arc<ServerConfig>,
+    keys: &ResetKeys,
+    connections: &Connections,
+) -> io::Result<quinn::Endpoint> {
+    let limits = connections.limits();
+    let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(quic_transport(limits.windows, limits.calls, None))
+        .migration(true);
+    let runtime = Arc::new(quinn::TokioRuntime);
+    quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, runtime)
+}
+
+pub(super) async fn accept<S: CallService>(
+    endpoint: &quinn::Endpoint,
+    service: &S,
+    serving: &Serving,
+    running: &Running,
+) {
+    let connections = &serving.connections;
+    loop {
+        let incoming = tokio::select! {
+            () = serving.shutdown.cancelled() => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let address = incoming.remote_address().ip();
+        let proved = incoming.remote_address_validated();
+        // Anybody can write any address on a packet. A retry costs us nothing and them a round trip.
+        if !proved && connections.is_crowded(TransportKind::Quic, address) {
+            // Fails for those alone that have proved their address.
+            incoming.retry().ok();
+            continue;
+        }
+        let Some(half) = connections.begin(TransportKind::Quic, address) else {
+            incoming.refuse();
+            continue;
+        };
+        if proved {
+            half.spoke();
+        }
+        let (service, serving) = (service.clone(), serving.clone());
+        running.spawn(async move {
+            let remote = canonical(incoming.remote_address());
+            let opening = open(incoming, remote, &serving);
+            let opened = match bounded(&half, opening).await {
+                Ok(opened) => opened,
+                Err(why) => return given_up(&serving, remote, TransportKind::Quic, why),
+            };
+            drop(half);
+            if let Some((connection, identity, slot)) = opened {
+                serve(connection, identity, &slot, remote, service, &serving).await;
+            }
+        });
+        // Lets what was accepted begin, so that a burst does not push itself out.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Shakes hands and admits; why not was told where it is of use.
+async fn open(
+    incoming: quinn::Incoming,
+    remote: SocketAddr,
+    serving: &Serving,
+) -> Option<(quinn::Connection, PeerIdentity, Slot)> {
+    let connection = match async { incoming.accept()?.await }.await {
+        Ok(connection) => connection,
+        Err(error) => {
+            handshake_error(serving, remote, &error);
+            return None;
+        }
+    };
+    let chain = quic_chain(&connection);
+    let now = serving.clock.now();
+    match serving.admission.admit(&chain, &[Role::Agent], now) {
+        Ok(identity) => {
+            let address = remote.ip();
+            let Some(slot) = serving.connections.identified(address, &identity.spiffe) else {
+                connection.close(REFUSED.into(), b"too many connections");
+                return None;
+            };
+            Some((connection, identity, slot))
+        }
+        Err(refusal) => {
+            not_admitted(serving, remote, TransportKind::Quic, &refusal);
+            connection.close(REFUSED.into(), refusal.to_string().as_bytes());
+            None
+        }
+    }
+}
+
+/// Only what this side found is read for a refused certificate. The reason in a peer's close is what anybody may
+/// write, under any address.
+fn handshake_error(serving: &Serving, remote: SocketAddr, error: &ConnectionError) {
+    let refusal = match error {
+        ConnectionError::TransportError(error) => refusal_of(error),
+        _ => None,
+    };
+    let quic = TransportKind::Quic;
+    match refusal {
+        Some(reason) => certificate_refused(serving, remote, quic, reason),
+        None => handshake_failed(serving, remote, quic, &chain(error)),
+    }
+}
+
+async fn serve<S: CallService>(
+    connection: quinn::Connection,
+    identity: PeerIdentity,
+    slot: &Slot,
+    remote: SocketAddr,
+    service: S,
+    serving: &Serving,
+) {
+    let _open = Open::count(&serving.connections, TransportKind::Quic);
+    let peer = Peer {
+        identity: Some(identity),
+        transport: TransportKind::Quic,
+        key_exchange: quic_group(&connection),
+        remote,
+        rtt: Rtt::Live(connection.clone()),
+    };
+    let (connections, drain) = (&serving.connections, &serving.shutdown);
+    h3_server::serve(connection, peer, service, connections, &slot.cut, drain).await;
+}
