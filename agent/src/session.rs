@@ -22,7 +22,7 @@ use nexus_pki::{
 };
 use nexus_proto::agent::v1::{GoodbyeReason, NodeFacts};
 use nexus_runtime::{clock::Clock, errors};
-use nexus_transport::{DialTls, Dialer, Mode, Windows};
+use nexus_transport::{DialTls, Dialer, Judge, Mode, Windows};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -121,6 +121,10 @@ impl Keeper {
         let tls = DialTls {
             quic: config(Alpn::H3)?,
             tcp: config(Alpn::H2)?,
+            judge: Some(Judge {
+                clock: around.clock.clone(),
+                admission,
+            }),
         };
         let (state, _) = watch::channel(State::Away("starting".to_owned()));
         Ok(Self {

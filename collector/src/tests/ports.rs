@@ -88,7 +88,9 @@ async fn token(running: &Running) -> token::Token {
         .to_owned();
     let code = &running.code;
     let login = tls::operator_login_client(code.root_sha256, &code.trust_domain, KeyExchange::Auto);
-    let connection = operator_connect(&address, login.unwrap()).await.unwrap();
+    let connection = operator_connect(&address, login.unwrap(), None)
+        .await
+        .unwrap();
     let key = SigningKey::generate().unwrap();
     let (private, csr) = csr::new_csr().unwrap();
     let policy = SignerPolicy {
@@ -121,7 +123,7 @@ async fn token(running: &Running) -> token::Token {
     let leaf = Leaf::from_wire(private, &certificate.chain_der).unwrap();
     let live = LiveLeaf::new(leaf, &root).unwrap();
     let tls = tls::operator_client(&live, &admission, KeyExchange::Auto).unwrap();
-    let connection = operator_connect(&address, tls).await.unwrap();
+    let connection = operator_connect(&address, tls, None).await.unwrap();
     let mut client = OperatorClient::new(connection.channel.clone());
     let trust = client
         .get_trust(operator::GetTrustRequest {})
@@ -202,6 +204,7 @@ impl Enrolled {
         let tls = DialTls {
             quic: tls(Alpn::H3),
             tcp: tls(Alpn::H2),
+            judge: None,
         };
         let dialer = Dialer::new(
             vec![running.endpoints.agents.clone()],

@@ -15,10 +15,11 @@ use std::{
 };
 
 use http::{Request, Response, Uri, uri::PathAndQuery};
-use nexus_pki::tls::server_name;
+use nexus_pki::{admission::Admission, spiffe::Role, tls::server_name};
 use nexus_proto::limits;
+use nexus_runtime::clock::Clock;
 use quinn::crypto::rustls::QuicClientConfig;
-use rustls::ClientConfig;
+use rustls::{ClientConfig, pki_types::CertificateDer};
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep, timeout},
@@ -30,7 +31,7 @@ use tonic::{Status, body::Body};
 use crate::{
     fault::Closed,
     h2, h3_client,
-    peer::{TransportKind, group_name, quic_group},
+    peer::{TransportKind, group_name, quic_chain, quic_group},
     tune::{Windows, quic_transport},
 };
 
@@ -71,6 +72,29 @@ pub struct DialTls {
     pub quic: Arc<ClientConfig>,
     /// HTTP/2.
     pub tcp: Arc<ClientConfig>,
+    /// Needed wherever sessions resume.
+    pub judge: Option<Judge>,
+}
+
+/// Admits the chain a collector showed. A full handshake did so already; a resumed one asks nobody.
+#[derive(Clone)]
+pub struct Judge {
+    /// Decides.
+    pub admission: Admission,
+    /// Tells it the time.
+    pub clock: Clock,
+}
+
+impl Judge {
+    fn check(judge: Option<&Self>, chain: &[CertificateDer<'_>]) -> Result<(), Fault> {
+        let Some(Self { admission, clock }) = judge else {
+            return Ok(());
+        };
+        let admitted = admission.admit(chain, &[Role::Collector], clock.now());
+        admitted
+            .map(drop)
+            .map_err(|refusal| Fault::Closed(Closed::Certificate(refusal.to_string())))
+    }
 }
 
 /// Connects to the first of several addresses that answers.
@@ -341,9 +365,9 @@ impl Dialer {
     ) -> Option<Connection> {
         let tcp = |delay| async move {
             sleep(delay).await;
-            within(over_tcp(remote, &self.tls.tcp, self.windows)).await
+            within(over_tcp(remote, &self.tls, self.windows)).await
         };
-        let quic = || within(over_quic(remote, &self.tls.quic, self.windows));
+        let quic = || within(over_quic(remote, &self.tls, self.windows));
         let mut note = |transport, fault| {
             attempts.push(failed(address, Some(remote), Some(transport), fault));
         };
@@ -407,25 +431,28 @@ impl Dialer {
 
 /// Connects for enrolment (`nexus_pki::tls::enrol_client`).
 pub async fn enrol_connect(address: &str, tls: Arc<ClientConfig>) -> Result<Connection, DialError> {
-    tcp_connect(address, tls, Windows::agent()).await
+    tcp_connect(address, tls, None, Windows::agent()).await
 }
 
-/// Connects to an operators' port (`nexus_pki::tls::operator_client`, `operator_login_client`).
+/// Connects to an operators' port (`nexus_pki::tls::operator_client`; without a judge, `operator_login_client`).
 pub async fn operator_connect(
     address: &str,
     tls: Arc<ClientConfig>,
+    judge: Option<Judge>,
 ) -> Result<Connection, DialError> {
-    tcp_connect(address, tls, Windows::operator()).await
+    tcp_connect(address, tls, judge, Windows::operator()).await
 }
 
 async fn tcp_connect(
     address: &str,
     tls: Arc<ClientConfig>,
+    judge: Option<Judge>,
     windows: Windows,
 ) -> Result<Connection, DialError> {
     let both = DialTls {
         quic: Arc::clone(&tls),
         tcp: tls,
+        judge,
     };
     Dialer::new(vec![address.to_owned()], both, Mode::Tcp, windows)
         .connect()
@@ -470,7 +497,7 @@ fn authority(remote: SocketAddr) -> Result<http::uri::Authority, Fault> {
 
 async fn over_quic(
     remote: SocketAddr,
-    tls: &Arc<ClientConfig>,
+    tls: &DialTls,
     windows: Windows,
 ) -> Result<Connection, Fault> {
     let any = match remote {
@@ -479,8 +506,8 @@ async fn over_quic(
     };
     let other = |error: String| Fault::Io(io::Error::other(error));
     let endpoint = quinn::Endpoint::client(SocketAddr::new(any, 0)).map_err(Fault::Io)?;
-    let crypto =
-        QuicClientConfig::try_from(Arc::clone(tls)).map_err(|error| other(error.to_string()))?;
+    let crypto = QuicClientConfig::try_from(Arc::clone(&tls.quic))
+        .map_err(|error| other(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     // A collector opens no calls to an agent.
     config.transport_config(quic_transport(windows, 0, Some(limits::KEEP_ALIVE)));
@@ -489,6 +516,7 @@ async fn over_quic(
         .map_err(|error| other(error.to_string()))?;
     let closed = |error| Fault::Closed(Closed::of_quic(&error));
     let connection = connecting.await.map_err(closed)?;
+    Judge::check(tls.judge.as_ref(), &quic_chain(&connection))?;
     let calls = h3_client::start(connection.clone())
         .await
         .map_err(Fault::Closed)?;
@@ -506,19 +534,22 @@ async fn over_quic(
 
 async fn over_tcp(
     remote: SocketAddr,
-    tls: &Arc<ClientConfig>,
+    tls: &DialTls,
     windows: Windows,
 ) -> Result<Connection, Fault> {
     let begun = Instant::now();
     let stream = TcpStream::connect(remote).await.map_err(Fault::Io)?;
     let rtt = begun.elapsed();
     stream.set_nodelay(true).map_err(Fault::Io)?;
-    let connector = TlsConnector::from(Arc::clone(tls));
+    let connector = TlsConnector::from(Arc::clone(&tls.tcp));
     let stream = connector
         .connect(server_name(), stream)
         .await
         .map_err(|error| Fault::Closed(Closed::of_error(&error)))?;
-    let group = stream.get_ref().1.negotiated_key_exchange_group();
+    let shaken = stream.get_ref().1;
+    let presented = shaken.peer_certificates().unwrap_or_default();
+    Judge::check(tls.judge.as_ref(), presented)?;
+    let group = shaken.negotiated_key_exchange_group();
     let key_exchange = group.map_or_else(String::new, |group| group_name(group.name()));
     let token = CancellationToken::new();
     let (calls, ended) = h2::start(stream, windows, token.clone())

@@ -28,7 +28,8 @@ mod tune;
 
 pub use connections::{Connections, Counters, Limits, Refused};
 pub use dial::{
-    Attempt, Channel, Connection, DialError, DialTls, Dialer, Mode, enrol_connect, operator_connect,
+    Attempt, Channel, Connection, DialError, DialTls, Dialer, Judge, Mode, enrol_connect,
+    operator_connect,
 };
 pub use fault::Closed;
 pub use peer::{Peer, TransportKind};

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use crate::{
-    AgentPort, Closed, Connections, DialTls, Dialer, Limits, Mode, Peer, Refused, ResetKeys,
+    AgentPort, Closed, Connections, DialTls, Dialer, Judge, Limits, Mode, Peer, Refused, ResetKeys,
     Serving, TlsSet, TransportKind, Windows, enrol_connect,
 };
 use nexus_pki::{
@@ -197,6 +197,10 @@ impl Fleet {
         DialTls {
             quic: client(Alpn::H3),
             tcp: client(Alpn::H2),
+            judge: Some(Judge {
+                clock: Clock::system(),
+                admission,
+            }),
         }
     }
 }
@@ -526,6 +530,31 @@ async fn who_was_denied_since_is_refused_on_a_resumed_session_too() {
             .load(std::sync::atomic::Ordering::Relaxed),
         2
     );
+}
+
+#[tokio::test]
+async fn a_collector_that_was_denied_since_is_refused_on_a_resumed_session_too() {
+    let fleet = Fleet::new();
+    let server = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
+    for mode in [Mode::Quic, Mode::Tcp] {
+        let tls = fleet.dial_tls(&fleet.agent(NodeId::random()), KeyExchange::Auto);
+        let at = vec![server.at.to_string()];
+        let dialer = Dialer::new(at, tls.clone(), mode, Windows::agent());
+        let first = dialer.connect().await.unwrap();
+        let mut client = AgentClient::new(first.channel.clone());
+        let request = RenewRequest {
+            csr_der: vec![1].into(),
+        };
+        // After an answer the ticket is there.
+        client.renew(request).await.unwrap();
+        let collector = format!("spiffe://{DOMAIN}/collector/eu/c1")
+            .parse()
+            .unwrap();
+        tls.judge.unwrap().admission.deny(collector);
+        let error = dialer.connect().await.err().expect("denied");
+        assert!(error.is_refusal(), "{error}");
+        assert!(error.to_string().contains("revoked"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -78,6 +78,7 @@ async fn certificates_that_are_not_an_agents_of_this_fleet_and_time() {
         let tls = DialTls {
             quic: config(Alpn::H3),
             tcp: config(Alpn::H2),
+            judge: None,
         };
         let address = fleet.collector.endpoints().agents.clone();
         for mode in [Mode::Quic, Mode::Tcp] {

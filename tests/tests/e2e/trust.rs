@@ -68,7 +68,7 @@ async fn as_operator(fleet: &Fleet, leaf: Leaf) -> Result<Connection, String> {
     let live = LiveLeaf::new(leaf, authority.root()).unwrap();
     let admission = Admission::new(authority.root(), TRUST_DOMAIN);
     let tls = tls::operator_client(&live, &admission, KeyExchange::Auto).unwrap();
-    operator_connect(&fleet.collector.endpoints().operators, tls)
+    operator_connect(&fleet.collector.endpoints().operators, tls, None)
         .await
         .map_err(|error| error.to_string())
 }
@@ -181,7 +181,7 @@ async fn without_a_certificate_there_is_enrolment_and_nothing_else() {
 
     // The agents' own protocol, by someone who shows nothing.
     let bare = tls::operator_login_client(root, TRUST_DOMAIN, KeyExchange::Auto).unwrap();
-    if let Ok(connection) = operator_connect(&address, Arc::clone(&bare)).await {
+    if let Ok(connection) = operator_connect(&address, Arc::clone(&bare), None).await {
         session(connection).await.unwrap_err();
     }
     let rows = "SELECT detail FROM audit WHERE action = 'connect' AND decision = 'refused'";
