@@ -218,6 +218,9 @@ pub struct RunArgs {
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,
+    /// Let control characters in the nodes' output reach the terminal
+    #[arg(long)]
+    pub raw: bool,
     #[command(flatten)]
     pub output: OutputArgs,
     /// The command and its arguments
@@ -236,6 +239,9 @@ pub struct LogsArgs {
     /// Stay until the job has ended
     #[arg(short, long)]
     pub follow: bool,
+    /// Let control characters in the nodes' output reach the terminal
+    #[arg(long)]
+    pub raw: bool,
 }
 
 #[derive(Debug, Args)]

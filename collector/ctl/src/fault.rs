@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt::Display};
 
+use crate::visible::acts;
+
 /// What scripts may rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -55,7 +57,7 @@ impl Fault {
     /// An error of exit code 1.
     pub fn new(what: impl Into<String>, why: impl Display) -> Self {
         Self {
-            what: what.into(),
+            what: one_line(&what.into()),
             why: one_line(&why.to_string()),
             hint: None,
             exit: Exit::Error,
@@ -116,12 +118,10 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Line breaks become spaces and control characters vanish: a message is one line.
+/// Line breaks become spaces and what would act on a terminal vanishes: a message is one line.
 #[must_use]
 pub fn one_line(text: &str) -> String {
-    let words = text
-        .split_whitespace()
-        .map(|w| w.replace(|c: char| c.is_control(), ""));
+    let words = text.split_whitespace().map(|word| word.replace(acts, ""));
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -139,5 +139,12 @@ mod tests {
         let fault = Fault::because("read x", &error);
         assert_eq!(fault.to_string(), "read x: outer: inner cause[31m");
         assert_eq!(fault.exit.code(), 1);
+    }
+
+    #[test]
+    fn no_part_of_a_message_moves_the_cursor() {
+        let fault = Fault::new("a\r\u{1b}[2Kb", "c\u{9b}\u{202e}d").hint("e\n\u{7}f");
+        assert_eq!(fault.to_string(), "a [2Kb: cd");
+        assert_eq!(fault.hint.unwrap(), "e f");
     }
 }

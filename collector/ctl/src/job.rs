@@ -30,8 +30,9 @@ pub(crate) async fn logs(session: &Session, args: &LogsArgs) -> Outcome<Exit> {
         node: node.map(str::to_owned),
         keep: false,
         show: true,
+        raw: args.raw,
     };
-    let (_, ending) = follow::follow(session, collector, watch, Board::default(), None).await?;
+    let (_, ending) = follow::follow(session, collector, watch, Board::of_job(), None).await?;
     Ok(if ending == Ending::Interrupted {
         Exit::Interrupted
     } else {
@@ -50,8 +51,9 @@ pub(crate) async fn wait(session: &Session, args: &WaitArgs) -> Outcome<Exit> {
         keep,
         show: false,
         prefix: true,
+        raw: false,
     };
-    let board = Board::default();
+    let board = Board::of_job();
     let (board, ending) = follow::follow(session, collector, watch, board, args.timeout).await?;
     finish(args.output.output, job, &board, ending)
 }

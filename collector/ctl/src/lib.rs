@@ -35,6 +35,7 @@ mod signers;
 mod skew;
 mod token;
 mod usage;
+mod visible;
 
 use std::ffi::OsString;
 

@@ -1,11 +1,13 @@
 //! Rows to standard output in every format users can ask for.
 //!
 //! A [`Printer`] takes [`Field`]s once and then rows, and writes as they come: JSON arrays, JSON lines,
-//! YAML and CSV at once, tables after the first [`table::SAMPLE`] rows have settled the widths.
+//! YAML and CSV at once, tables after the first [`table::SAMPLE`] rows have settled the widths. Programs that read
+//! CSV, YAML or names get texts as they are; a terminal, and tables, get them without control characters.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
 };
 
 use clap::ValueEnum;
@@ -15,6 +17,7 @@ use serde_json::{Map, Value};
 use crate::{
     fault::{Fault, Outcome},
     terminal::Paint,
+    visible::{visible, visible_json, visible_lines},
 };
 
 mod cell;
@@ -96,6 +99,8 @@ pub struct Style {
     pub headers: bool,
     /// `--color`, `NO_COLOR` and whether stdout is a terminal.
     pub paint: Paint,
+    /// Whether a terminal reads it, which must see no control characters.
+    pub terminal: bool,
     /// What ages count from.
     pub now: Timestamp,
     /// What a missing value is in a table.
@@ -104,6 +109,17 @@ pub struct Style {
     pub name_prefix: String,
     /// Which field `-o name` prints.
     pub name_field: usize,
+}
+
+impl Style {
+    /// A text for a line of its own or a cell.
+    fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.terminal {
+            visible(text)
+        } else {
+            Cow::Borrowed(text)
+        }
+    }
 }
 
 /// Writes rows.
@@ -128,7 +144,7 @@ impl<W: Write> Printer<W> {
             .map(|(index, field)| (index, field.header.clone()))
             .collect();
         if style.format == Format::Csv && style.headers {
-            csv_line(&mut out, fields.iter().map(|field| field.key.as_str()))?;
+            csv_line(&mut out, fields.iter().map(|field| style.text(&field.key)))?;
         }
         let table = Table::new(columns, style.headers, style.paint);
         Ok(Self {
@@ -151,28 +167,31 @@ impl<W: Write> Printer<W> {
                 .map_err(broken),
             Format::Json => {
                 let lead = if first { "[\n  " } else { ",\n  " };
-                let object = self.object(row).to_string();
+                let object = visible_json(self.object(row).to_string());
                 write!(self.out, "{lead}{object}").map_err(broken)
             }
             Format::Jsonl => {
-                let object = self.object(row).to_string();
+                let object = visible_json(self.object(row).to_string());
                 writeln!(self.out, "{object}").map_err(broken)
             }
             Format::Yaml => {
-                let object = self.object(row);
-                self.out
-                    .write_all(yaml(&[object])?.as_bytes())
-                    .map_err(broken)
+                let mut text = yaml(&[self.object(row)])?;
+                if self.style.terminal {
+                    text = visible_lines(&text).into_owned();
+                }
+                self.out.write_all(text.as_bytes()).map_err(broken)
             }
             Format::Csv => {
                 let cells: Vec<_> = row.iter().map(Cell::plain).collect();
-                csv_line(&mut self.out, cells.iter().map(String::as_str))
+                let cells = cells.iter().map(|cell| self.style.text(cell));
+                csv_line(&mut self.out, cells)
             }
             Format::Name => {
                 let name = row
                     .get(self.style.name_field)
                     .map(Cell::plain)
                     .unwrap_or_default();
+                let name = self.style.text(&name);
                 writeln!(self.out, "{}{name}", self.style.name_prefix).map_err(broken)
             }
         }
@@ -219,9 +238,14 @@ pub fn stdout() -> io::BufWriter<io::Stdout> {
     io::BufWriter::with_capacity(32 * 1024, io::stdout())
 }
 
-/// Writes one line to standard output.
+/// Writes one line, or a document of several, to standard output.
 pub fn line(text: &str) -> Outcome {
     let mut out = io::stdout().lock();
+    let text = if out.is_terminal() {
+        visible_lines(text)
+    } else {
+        Cow::Borrowed(text)
+    };
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .map_err(broken)
@@ -230,8 +254,8 @@ pub fn line(text: &str) -> Outcome {
 /// One whole value as JSON, JSON lines or YAML; `None` for the formats that need columns.
 pub fn document(format: Format, value: &Value) -> Option<Outcome<String>> {
     match format {
-        Format::Json => Some(Ok(format!("{value:#}"))),
-        Format::Jsonl => Some(Ok(value.to_string())),
+        Format::Json => Some(Ok(visible_json(format!("{value:#}")))),
+        Format::Jsonl => Some(Ok(visible_json(value.to_string()))),
         Format::Yaml => Some(yaml(value).map(|text| text.trim_end().to_owned())),
         _ => None,
     }
@@ -258,10 +282,12 @@ fn yaml<T: serde::Serialize + ?Sized>(value: &T) -> Outcome<String> {
     serde_yaml_ng::to_string(value).map_err(|error| Fault::because("write YAML", &error))
 }
 
-fn csv_line<'a>(out: &mut impl Write, cells: impl Iterator<Item = &'a str>) -> Outcome {
+fn csv_line<'a>(out: &mut impl Write, cells: impl Iterator<Item = Cow<'a, str>>) -> Outcome {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let fault = |error: &dyn std::error::Error| Fault::because("write CSV", error);
-    writer.write_record(cells).map_err(|error| fault(&error))?;
+    writer
+        .write_record(cells.map(|cell| cell.into_owned()))
+        .map_err(|error| fault(&error))?;
     let line = writer.into_inner().map_err(|error| fault(&error))?;
     out.write_all(&line).map_err(broken)
 }

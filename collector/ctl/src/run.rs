@@ -66,6 +66,7 @@ pub(crate) async fn run(session: &Session, args: &RunArgs) -> Outcome<Exit> {
         keep,
         show: !keep,
         prefix: true,
+        raw: args.raw,
     };
     let names = tree
         .targets()

@@ -1,6 +1,6 @@
 //! What one invocation carries with it: who asks, when, under which request id, and how to print.
 
-use std::{future::Future, path::PathBuf, time::Duration};
+use std::{future::Future, io::IsTerminal as _, path::PathBuf, time::Duration};
 
 use nexus_proto::time::Timestamp;
 use nexus_runtime::clock::Clock;
@@ -79,6 +79,7 @@ impl Session {
             format: output.output,
             headers: !output.no_headers,
             paint: Paint::stdout(self.color),
+            terminal: std::io::stdout().is_terminal(),
             now: self.now(),
             null: "<none>",
             name_prefix: String::new(),

@@ -5,7 +5,10 @@ use std::io::{self, BufRead as _, IsTerminal, Write};
 use clap::ValueEnum;
 use nexus_runtime::tasks::Tasks;
 
-use crate::fault::{Context as _, Fault, Outcome};
+use crate::{
+    fault::{Context as _, Fault, Outcome},
+    visible::visible,
+};
 
 /// `1 node`, `2 nodes`.
 #[must_use]
@@ -135,18 +138,78 @@ impl Paint {
     }
 }
 
-/// Says something on standard error. One that cannot be written to is no reason to fail.
+/// A line for standard error, parts of it coloured. What others wrote in it moves no cursor.
+#[derive(Debug)]
+pub struct Phrase {
+    paint: Paint,
+    text: String,
+}
+
+impl Phrase {
+    /// Empty, with the colours standard error gets.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with(Paint::stderr(When::Auto))
+    }
+
+    /// Empty.
+    #[must_use]
+    pub fn with(paint: Paint) -> Self {
+        Self {
+            paint,
+            text: String::new(),
+        }
+    }
+
+    /// Goes on with these words.
+    #[must_use]
+    pub fn words(mut self, words: &str) -> Self {
+        self.text.push_str(&visible(words));
+        self
+    }
+
+    /// Goes on in a colour.
+    #[must_use]
+    pub fn coloured(mut self, colour: Option<Colour>, words: &str) -> Self {
+        let Some(colour) = colour else {
+            return self.words(words);
+        };
+        let painted = self.paint.apply(colour, &visible(words));
+        self.text.push_str(&painted);
+        self
+    }
+
+    /// Says it. A standard error that cannot be written to is no reason to fail.
+    pub fn say(self) {
+        let mut err = io::stderr().lock();
+        drop(writeln!(err, "{}", self.text));
+    }
+
+    /// What would be said.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl Default for Phrase {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Says a line on standard error.
 pub fn say(text: &str) {
-    let mut err = io::stderr().lock();
-    drop(writeln!(err, "{text}"));
+    Phrase::new().words(text).say();
 }
 
 /// `warning: …`
 pub fn warn(text: &str) {
-    say(&format!(
-        "{} {text}",
-        Paint::stderr(When::Auto).apply(Colour::Yellow, "warning:")
-    ));
+    Phrase::new()
+        .coloured(Some(Colour::Yellow), "warning:")
+        .words(" ")
+        .words(text)
+        .say();
 }
 
 /// `error: what: why` and its hint.
@@ -154,8 +217,10 @@ pub fn report(fault: &Fault) {
     if fault.quiet {
         return;
     }
-    let paint = Paint::stderr(When::Auto);
-    say(&format!("{} {fault}", paint.apply(Colour::Red, "error:")));
+    Phrase::new()
+        .coloured(Some(Colour::Red), "error:")
+        .words(&format!(" {fault}"))
+        .say();
     if let Some(hint) = &fault.hint {
         say(&format!("hint: {hint}"));
     }

@@ -16,7 +16,8 @@ pub(crate) fn explain(error: &clap::Error) -> Outcome<Exit> {
             Ok(Exit::Success)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            crate::terminal::say(error.render().to_string().trim_end());
+            let help = error.render().to_string();
+            help.trim_end().lines().for_each(crate::terminal::say);
             Ok(Exit::Usage)
         }
         _ => Err(match Mistake::of(error, "nexusctl") {

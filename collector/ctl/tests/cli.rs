@@ -22,6 +22,9 @@ mod fake;
 #[path = "cli/lies.rs"]
 mod lies;
 #[cfg(test)]
+#[path = "cli/screen.rs"]
+mod screen;
+#[cfg(test)]
 #[path = "cli/targets.rs"]
 mod targets;
 #[cfg(test)]
@@ -398,6 +401,11 @@ fn interrupt(child: &Child) {
 }
 
 impl World {
+    /// From now on the collector departs from the truth like this.
+    fn lie(&self, change: impl FnOnce(&mut lies::Lies)) {
+        change(&mut self.fake.seen.lock().unwrap().lies);
+    }
+
     async fn seen_job(&self) -> String {
         self.fake
             .seen

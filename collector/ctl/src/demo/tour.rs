@@ -83,6 +83,7 @@ fn job(names: &[String]) -> RunArgs {
         cwd: None,
         dry_run: false,
         yes: true,
+        raw: false,
         output: plain(),
         command: ["uname", "-srm"].map(str::to_owned).to_vec(),
     }

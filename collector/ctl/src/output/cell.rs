@@ -7,7 +7,7 @@ use nexus_proto::{operator::v1::sql_value::Value as Wire, time::Timestamp};
 use serde_json::{Number, Value};
 
 use super::{Style, labels_text};
-use crate::{terminal::Colour, when};
+use crate::{terminal::Colour, visible::visible, when};
 
 /// A value with what is known of its meaning.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,7 +86,7 @@ impl Cell {
             Self::Null => style.null.to_owned(),
             Self::Time(time) => when::age_of(*time, style.now),
             Self::Labels(labels) if labels.is_empty() => style.null.to_owned(),
-            other => visible(&other.plain()),
+            other => visible(&other.plain()).into_owned(),
         }
     }
 
@@ -135,20 +135,4 @@ fn real_text(number: f64) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Control characters escaped: what a node says cannot move the cursor or break a line.
-fn visible(text: &str) -> String {
-    if !text.contains(char::is_control) {
-        return text.to_owned();
-    }
-    let mut shown = String::new();
-    for c in text.chars() {
-        if c.is_control() {
-            shown.extend(c.escape_default())
-        } else {
-            shown.push(c)
-        }
-    }
-    shown
 }

@@ -8,7 +8,10 @@ use std::io::{self, Write};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width};
 
 use super::{Cell, Style};
-use crate::terminal::{Colour, Paint};
+use crate::{
+    terminal::{Colour, Paint},
+    visible::visible,
+};
 
 /// Rows that are looked at before the first is written.
 pub(super) const SAMPLE: usize = 500;
@@ -81,7 +84,8 @@ impl Table {
         table.set_content_arrangement(ContentArrangement::Disabled);
         let header = self.headers && !self.begun;
         if header {
-            table.set_header(self.columns.iter().map(|(_, header)| header.clone()));
+            let headers = self.columns.iter();
+            table.set_header(headers.map(|(_, header)| visible(header).into_owned()));
         }
         // Numbers stand under numbers; one among words stands where the words do.
         let numbers: Vec<bool> = (0..self.columns.len())

@@ -5,6 +5,7 @@ fn style(format: Format) -> Style {
         format,
         headers: true,
         paint: Paint::PLAIN,
+        terminal: false,
         now: Timestamp(1_700_000_000_000),
         null: "<none>",
         name_prefix: "node/".to_owned(),
@@ -130,4 +131,39 @@ fn equal_column_names_both_stay() {
         String::from_utf8(out).unwrap(),
         "{\"a\":1,\"a_2\":\"inf\"}\n"
     );
+}
+
+#[test]
+fn a_terminal_sees_no_control_characters_in_any_format() {
+    let evil = "a\u{1b}]52;c;eA==\u{7}\u{9b}2J\u{7f}\u{202e}z";
+    let rows = vec![vec![
+        Cell::text(evil),
+        Cell::Null,
+        Cell::text(evil),
+        Cell::Labels(BTreeMap::from([(evil.to_owned(), evil.to_owned())])),
+    ]];
+    for format in [
+        Format::Table,
+        Format::Wide,
+        Format::Json,
+        Format::Jsonl,
+        Format::Yaml,
+        Format::Csv,
+        Format::Name,
+    ] {
+        let shown = print(
+            Style {
+                terminal: true,
+                ..style(format)
+            },
+            &rows,
+        );
+        let acting = shown
+            .chars()
+            .find(|c| crate::visible::acts(*c) && *c != '\n');
+        assert_eq!(acting, None, "{format:?}: {shown:?}");
+    }
+    // Programs get every byte.
+    let shown = print(style(Format::Csv), &rows);
+    assert!(shown.contains(evil), "{shown:?}");
 }

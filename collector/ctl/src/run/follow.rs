@@ -1,6 +1,9 @@
 //! Follows a job until it has ended, through lost connections, interrupts and deadlines.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
 
 use nexus_proto::{
     agent::v1::OutputStream,
@@ -12,7 +15,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::{
     board::Board,
-    lines::{Lines, Stream},
+    lines::{Lines, Manner, Stream},
 };
 use crate::{
     connection::{Collector, fault},
@@ -39,6 +42,8 @@ pub(crate) struct Watch {
     pub(crate) show: bool,
     /// Write the node's name before each line.
     pub(crate) prefix: bool,
+    /// Write output as it came, to a terminal too.
+    pub(crate) raw: bool,
 }
 
 /// Why following ended.
@@ -57,8 +62,13 @@ pub(crate) async fn follow(
     board: Board,
     limit: Option<Duration>,
 ) -> Outcome<(Board, Ending)> {
-    let paint = Paint::stdout(session.color);
-    let lines = Lines::new(io::stdout(), io::stderr(), watch.prefix, paint);
+    let manner = Manner {
+        prefix: watch.prefix,
+        paint: Paint::stdout(session.color),
+        guard_stdout: !watch.raw && io::stdout().is_terminal(),
+        guard_stderr: !watch.raw && io::stderr().is_terminal(),
+    };
+    let lines = Lines::new(io::stdout(), io::stderr(), manner);
     let mut follower = Follower {
         session,
         collector,
@@ -210,12 +220,9 @@ impl Follower<'_> {
     fn take(&mut self, update: JobUpdate) -> Outcome {
         match update.kind {
             Some(Kind::Run(run)) => {
-                let Ok(node) = NodeId::from_wire(&run.node_id) else {
-                    return Ok(());
-                };
-                let name = run.node.clone();
-                self.board.update(node, run);
-                self.board.run(node, &name);
+                if let Ok(node) = NodeId::from_wire(&run.node_id) {
+                    self.board.update(node, run);
+                }
                 Ok(())
             }
             Some(Kind::Output(piece)) => self.output(&piece),
@@ -231,13 +238,13 @@ impl Follower<'_> {
             OutputStream::Stderr => Stream::Stderr,
             OutputStream::Stdout | OutputStream::Unspecified => Stream::Stdout,
         };
-        let output = self.board.output(node, &piece.node, stream);
-        let fresh = output.fresh(piece.offset, &piece.data, self.watch.keep);
-        if self.watch.show && !fresh.is_empty() {
-            let name = self.board.run(node, &piece.node).name.clone();
-            self.lines.take(node, &name, stream, &fresh)?;
+        let heard = self.board.output(node, stream, piece, self.watch.keep);
+        match heard {
+            Some((name, fresh)) if self.watch.show && !fresh.is_empty() => {
+                self.lines.take(node, &name, stream, &fresh)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn end_lines(&mut self) -> Outcome {

@@ -1,7 +1,8 @@
 //! Output of many nodes as whole lines, each after its node's name.
 //!
 //! A line is held until it ends, per node and stream, so that lines of different nodes never mix; one
-//! longer than [`LONGEST`] is passed on in pieces. Bytes go out as they came.
+//! longer than [`LONGEST`] is passed on in pieces. Bytes go out as they came, but to a terminal: on the machine
+//! that holds the signing key no node moves the cursor or speaks under another one's name.
 
 use std::{
     collections::HashMap,
@@ -14,6 +15,7 @@ use crate::{
     fault::Outcome,
     output::broken,
     terminal::{Colour, Paint},
+    visible::{visible, visible_bytes},
 };
 
 /// A line that is longer than this is cut into several.
@@ -26,32 +28,44 @@ pub(crate) enum Stream {
     Stderr,
 }
 
+/// How lines are written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// The node's name stands before each line.
+    pub(crate) prefix: bool,
+    /// Colours of the names.
+    pub(crate) paint: Paint,
+    /// Standard output shows what acts on a terminal instead of passing it on.
+    pub(crate) guard_stdout: bool,
+    /// Standard error does.
+    pub(crate) guard_stderr: bool,
+}
+
 /// Splits, prefixes, writes.
 pub(crate) struct Lines<O, E> {
     stdout: O,
     stderr: E,
-    prefix: bool,
-    paint: Paint,
+    manner: Manner,
     held: HashMap<(NodeId, Stream), Vec<u8>>,
     order: HashMap<NodeId, usize>,
     deaf: bool,
 }
 
 impl<O: Write, E: Write> Lines<O, E> {
-    pub(crate) fn new(stdout: O, stderr: E, prefix: bool, paint: Paint) -> Self {
+    pub(crate) fn new(stdout: O, stderr: E, manner: Manner) -> Self {
         let (held, order) = (HashMap::new(), HashMap::new());
         Self {
             stdout,
             stderr,
-            prefix,
-            paint,
+            manner,
             held,
             order,
             deaf: false,
         }
     }
 
-    /// Takes a piece of output and writes the lines it completes.
+    /// Takes a piece of output and writes the lines it completes. Each byte is looked at once, however small
+    /// the pieces are.
     pub(crate) fn take(
         &mut self,
         node: NodeId,
@@ -59,21 +73,24 @@ impl<O: Write, E: Write> Lines<O, E> {
         stream: Stream,
         data: &[u8],
     ) -> Outcome {
-        let mut held = self.held.remove(&(node, stream)).unwrap_or_default();
-        held.extend_from_slice(data);
-        let mut rest = held.as_slice();
+        let key = (node, stream);
+        let mut held = self.held.remove(&key).unwrap_or_default();
+        let mut rest = data;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let (line, after) = rest.split_at_checked(end + 1).unwrap_or((rest, &[]));
-            self.write(node, name, stream, line)?;
+            held.extend_from_slice(line);
+            self.write(node, name, stream, &held)?;
+            held.clear();
             rest = after;
         }
-        while let Some((piece, after)) = rest.split_at_checked(LONGEST) {
+        held.extend_from_slice(rest);
+        let whole = held.len() - held.len() % LONGEST;
+        for piece in held.drain(..whole).as_slice().chunks(LONGEST) {
             self.write(node, name, stream, piece)?;
             self.write_raw(stream, b"\n")?;
-            rest = after;
         }
-        if !rest.is_empty() {
-            self.held.insert((node, stream), rest.to_vec());
+        if !held.is_empty() {
+            self.held.insert(key, held);
         }
         self.flush()
     }
@@ -82,7 +99,7 @@ impl<O: Write, E: Write> Lines<O, E> {
     pub(crate) fn end(&mut self, node: NodeId, name: &str) -> Outcome {
         for stream in [Stream::Stdout, Stream::Stderr] {
             if let Some(mut line) = self.held.remove(&(node, stream)) {
-                if self.prefix {
+                if self.manner.prefix {
                     line.push(b'\n');
                 }
                 self.write(node, name, stream, &line)?;
@@ -92,13 +109,24 @@ impl<O: Write, E: Write> Lines<O, E> {
     }
 
     fn write(&mut self, node: NodeId, name: &str, stream: Stream, line: &[u8]) -> Outcome {
-        if self.prefix {
+        if self.manner.prefix {
             let next = self.order.len();
             let number = *self.order.entry(node).or_insert(next);
-            let name = self.paint.apply(Colour::numbered(number), name);
+            let name = self
+                .manner
+                .paint
+                .apply(Colour::numbered(number), &visible(name));
             self.write_raw(stream, format!("{name}: ").as_bytes())?;
         }
-        self.write_raw(stream, line)
+        let guarded = match stream {
+            Stream::Stdout => self.manner.guard_stdout,
+            Stream::Stderr => self.manner.guard_stderr,
+        };
+        if guarded {
+            self.write_raw(stream, visible_bytes(line).as_bytes())
+        } else {
+            self.write_raw(stream, line)
+        }
     }
 
     fn write_raw(&mut self, stream: Stream, bytes: &[u8]) -> Outcome {
@@ -134,13 +162,28 @@ impl<O: Write, E: Write> Lines<O, E> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use nexus_runtime::clock::Clock;
+
     use super::*;
+
+    const PREFIXED: Manner = Manner {
+        prefix: true,
+        paint: Paint::PLAIN,
+        guard_stdout: false,
+        guard_stderr: false,
+    };
+    const BARE: Manner = Manner {
+        prefix: false,
+        ..PREFIXED
+    };
 
     #[test]
     fn lines_never_mix() {
         let (a, b) = (NodeId::random(), NodeId::random());
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut lines = Lines::new(&mut out, &mut err, true, Paint::PLAIN);
+        let mut lines = Lines::new(&mut out, &mut err, PREFIXED);
         lines.take(a, "a", Stream::Stdout, b"one\ntw").unwrap();
         lines.take(b, "b", Stream::Stdout, b"three\n").unwrap();
         lines.take(a, "a", Stream::Stderr, b"oops\n").unwrap();
@@ -156,7 +199,7 @@ mod tests {
     fn without_names_bytes_stay_as_they_are() {
         let a = NodeId::random();
         let mut out = Vec::new();
-        let mut lines = Lines::new(&mut out, io::sink(), false, Paint::PLAIN);
+        let mut lines = Lines::new(&mut out, io::sink(), BARE);
         lines.take(a, "a", Stream::Stdout, b"no end").unwrap();
         lines.end(a, "a").unwrap();
         drop(lines);
@@ -167,12 +210,46 @@ mod tests {
     fn an_endless_line_is_cut() {
         let a = NodeId::random();
         let mut out = Vec::new();
-        let mut lines = Lines::new(&mut out, io::sink(), true, Paint::PLAIN);
+        let mut lines = Lines::new(&mut out, io::sink(), PREFIXED);
         lines
             .take(a, "a", Stream::Stdout, &vec![b'x'; LONGEST + 1])
             .unwrap();
         lines.end(a, "a").unwrap();
         drop(lines);
         assert_eq!(out.len(), LONGEST + 1 + 2 * "a: \n".len());
+    }
+
+    #[test]
+    fn a_terminal_is_not_moved_by_what_nodes_write() {
+        let a = NodeId::random();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let manner = Manner {
+            guard_stdout: true,
+            ..PREFIXED
+        };
+        let mut lines = Lines::new(&mut out, &mut err, manner);
+        let evil = b"ok\rb: fine\x1b[1A\x9b2K\t.\r\n";
+        lines.take(a, "a\x1b[7m", Stream::Stdout, evil).unwrap();
+        lines.take(a, "a", Stream::Stderr, evil).unwrap();
+        drop(lines);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "a\\u{1b}[7m: ok\\rb: fine\\u{1b}[1A\\x9b2K\t.\n"
+        );
+        assert_eq!(err, [b"a: ".as_slice(), evil].concat());
+    }
+
+    #[test]
+    fn bytes_that_come_one_by_one_are_looked_at_once() {
+        let a = NodeId::random();
+        let mut lines = Lines::new(io::sink(), io::sink(), PREFIXED);
+        let clock = Clock::system();
+        let begin = clock.instant();
+        for _ in 0..(4 * LONGEST) {
+            lines.take(a, "a", Stream::Stdout, b"x").unwrap();
+        }
+        // Looked at again with every byte they take minutes.
+        let took = clock.instant() - begin;
+        assert!(took < Duration::from_secs(10), "{took:?}");
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::board::{Board, Run};
 use crate::{
     fault::one_line,
-    terminal::{self, Colour, Paint, When},
+    terminal::{self, Colour, Phrase},
 };
 
 /// Targets that did not succeed and are named one by one.
@@ -51,6 +51,8 @@ fn run_document(node: NodeId, run: &Run) -> Value {
         "stderr_bytes": update.stderr_bytes,
         "stdout_dropped_bytes": update.stdout_dropped_bytes,
         "stderr_dropped_bytes": update.stderr_dropped_bytes,
+        "stdout_omitted_bytes": run.stdout.omitted,
+        "stderr_omitted_bytes": run.stderr.omitted,
         "late_state": text(&update.late_state),
     })
 }
@@ -65,10 +67,9 @@ fn duration(update: &RunUpdate) -> Option<f64> {
 
 /// On standard error: every target that did not succeed, then the counts.
 pub(crate) fn summary(job: JobId, board: &Board) {
-    let paint = Paint::stderr(When::Auto);
     let mut others = 0;
     for (_, run) in board.runs() {
-        for note in dropped(run) {
+        for note in missing(job, run) {
             terminal::say(&note);
         }
         if run.update.state == "succeeded" {
@@ -76,8 +77,10 @@ pub(crate) fn summary(job: JobId, board: &Board) {
         }
         others += 1;
         if others <= NAMED {
-            let state = shown(paint, &run.update.state);
-            terminal::say(&format!("{}: {state}{}", run.name, why(&run.update)));
+            let lead = Phrase::new().words(&format!("{}: ", run.name));
+            state(lead, &run.update.state)
+                .words(&why(&run.update))
+                .say();
         }
     }
     if others > NAMED {
@@ -86,22 +89,24 @@ pub(crate) fn summary(job: JobId, board: &Board) {
             others - NAMED
         ));
     }
-    terminal::say(&format!("job {job}: {}", counts_line(board, paint)));
+    counts(Phrase::new().words(&format!("job {job}: ")), board).say();
 }
 
 /// `3 targets: 2 succeeded, 1 failed`
-fn counts_line(board: &Board, paint: Paint) -> String {
+fn counts(phrase: Phrase, board: &Board) -> Phrase {
+    let targets = u64::try_from(board.len()).unwrap_or(u64::MAX);
+    let phrase = phrase.words(&terminal::counted(targets, "target"));
     let counts = board.counts().into_iter().filter(|(_, count)| *count > 0);
-    let counts: Vec<_> = counts
-        .map(|(state, count)| format!("{count} {}", shown(paint, &state)))
-        .collect();
-    let targets = board.len();
-    let noun = if targets == 1 { "target" } else { "targets" };
-    format!("{targets} {noun}: {}", counts.join(", "))
+    let leads = std::iter::once(": ").chain(std::iter::repeat(", "));
+    counts
+        .zip(leads)
+        .fold(phrase, |phrase, ((name, count), lead)| {
+            state(phrase.words(&format!("{lead}{count} ")), &name)
+        })
 }
 
-fn shown(paint: Paint, state: &str) -> String {
-    Colour::of_state(state).map_or_else(|| state.to_owned(), |colour| paint.apply(colour, state))
+fn state(phrase: Phrase, state: &str) -> Phrase {
+    phrase.coloured(Colour::of_state(state), state)
 }
 
 fn why(update: &RunUpdate) -> String {
@@ -125,24 +130,41 @@ fn why(update: &RunUpdate) -> String {
     }
 }
 
-fn dropped(run: &Run) -> Vec<String> {
-    let streams = [
-        ("stdout", run.update.stdout_dropped_bytes),
-        ("stderr", run.update.stderr_dropped_bytes),
-    ];
-    let lost = streams.into_iter().filter(|(_, bytes)| *bytes > 0);
-    lost.map(|(stream, bytes)| {
-        format!(
-            "{}: {bytes} bytes of {stream} were dropped: the output limit was reached",
-            run.name
-        )
-    })
-    .collect()
+/// Output that is not there, and why.
+fn missing(job: JobId, run: &Run) -> Vec<String> {
+    let name = &run.name;
+    let mut notes = Vec::new();
+    for (stream, dropped, omitted) in [
+        (
+            "stdout",
+            run.update.stdout_dropped_bytes,
+            run.stdout.omitted,
+        ),
+        (
+            "stderr",
+            run.update.stderr_dropped_bytes,
+            run.stderr.omitted,
+        ),
+    ] {
+        if dropped > 0 {
+            notes.push(format!(
+                "{name}: {dropped} bytes of {stream} were dropped: the output limit was reached"
+            ));
+        }
+        if omitted > 0 {
+            notes.push(format!(
+                "{name}: {omitted} bytes of {stream} are not in the document: it has all the output it can hold; `nexusctl logs {job} --node {name}` prints them"
+            ));
+        }
+    }
+    notes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{run::lines::Stream, terminal::Paint};
+    use nexus_proto::operator::v1::RunOutputPiece;
 
     fn board() -> (Board, JobId) {
         let (a, b) = (NodeId::random(), NodeId::random());
@@ -158,7 +180,11 @@ mod tests {
                 ..RunUpdate::default()
             },
         );
-        board.run(a, "").stdout.kept = b"hi\xff\n".to_vec();
+        let piece = RunOutputPiece {
+            data: b"hi\xff\n".as_slice().into(),
+            ..RunOutputPiece::default()
+        };
+        board.output(a, Stream::Stdout, &piece, true);
         board.update(
             b,
             RunUpdate {
@@ -201,7 +227,7 @@ mod tests {
     fn the_summary_adds_up_in_words() {
         let (board, _) = board();
         assert_eq!(
-            counts_line(&board, Paint::PLAIN),
+            counts(Phrase::with(Paint::PLAIN), &board).text(),
             "2 targets: 1 succeeded, 1 timed_out"
         );
         let update = &board.runs()[1].1.update;

@@ -281,6 +281,9 @@ impl Operator for Fake {
         request: Request<wire::ListNodesRequest>,
     ) -> Answer<Self::ListNodesStream> {
         let request = self.heard(request);
+        if let Some(why) = self.seen.lock().unwrap().lies.refusal.clone() {
+            return Err(Status::internal(why));
+        }
         if let Some(nodes) = self.seen.lock().unwrap().lies.nodes.clone() {
             let answer = wire::ListNodesResponse { nodes };
             return Ok(Response::new(stream::iter([Ok(answer)]).boxed()));
@@ -330,6 +333,9 @@ impl Operator for Fake {
 
     async fn query(&self, request: Request<wire::QueryRequest>) -> Answer<Self::QueryStream> {
         let request = self.heard(request);
+        if let Some(answer) = self.seen.lock().unwrap().lies.answer.clone() {
+            return Ok(Response::new(stream::iter([Ok(answer)]).boxed()));
+        }
         if request.sql.contains("DROP") {
             let mut status = Status::permission_denied("query: only reading is allowed");
             status
@@ -435,7 +441,7 @@ impl Operator for Fake {
             .filter(|node| request.node.is_empty() || request.node == node.name)
             .cloned()
             .collect();
-        let mut updates = Vec::new();
+        let mut updates = seen.lies.updates.clone();
         for node in &targets {
             updates.push(run_update(node, "running", None));
             updates.push(piece(node, OutputStream::Stdout, 0, b"hel"));

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use nexus_pki::authority::Authority;
-use nexus_proto::{agent::v1::Envelope, operator::v1 as wire};
+use nexus_proto::{
+    agent::v1::Envelope,
+    operator::v1::{self as wire, job_update::Kind},
+};
 
 /// Nothing, unless a test says so.
 #[derive(Default)]
@@ -20,4 +23,10 @@ pub(crate) struct Lies {
     pub(crate) authority: Option<Arc<Authority>>,
     /// Where agents shall connect.
     pub(crate) addresses: Option<Vec<String>>,
+    /// Why it lists no nodes.
+    pub(crate) refusal: Option<String>,
+    /// The answer to every query.
+    pub(crate) answer: Option<wire::QueryResponse>,
+    /// What it says of a job besides what is true.
+    pub(crate) updates: Vec<Kind>,
 }

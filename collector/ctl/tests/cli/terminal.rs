@@ -15,8 +15,11 @@ pub(crate) struct Shown {
 impl Shown {
     /// Characters that make a terminal do something.
     pub(crate) fn controls(&self) -> Vec<char> {
-        let harmless = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
-        self.text.chars().filter(|c| !harmless(c)).collect()
+        let acts = |c: &char| {
+            (c.is_control() && !matches!(c, '\n' | '\t'))
+                || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        self.text.chars().filter(acts).collect()
     }
 }
 

@@ -14,10 +14,6 @@ use tokio::process::Command;
 use crate::{LIFE, World, code, err, fake, lies::Lies, out, terminal};
 
 impl World {
-    fn lie(&self, change: impl FnOnce(&mut Lies)) {
-        change(&mut self.fake.seen.lock().unwrap().lies);
-    }
-
     fn operator_dir(&self) -> PathBuf {
         self.dir.path().join("client/operator")
     }
