@@ -182,6 +182,16 @@ impl Collector {
             .unwrap()
     }
 
+    /// Another operator, as a certificate says it.
+    pub(crate) fn operator(&self, name: &str) -> PeerIdentity {
+        let (_, csr) = csr::new_csr().unwrap();
+        let issued = self
+            .authority
+            .issue_operator(&csr, name, self.clock.now())
+            .unwrap();
+        self.identity(&issued.chain_to_wire())
+    }
+
     /// Logs the first operator in.
     pub(crate) async fn log_in(&self) -> Admin<'_> {
         let key = SigningKey::generate().unwrap();
@@ -436,6 +446,15 @@ impl Agent {
     }
 
     pub(crate) async fn connect_as(&self, collector: &Collector, counter: u64) -> Link {
+        self.connect_by(collector.agents_as(self), counter).await
+    }
+
+    /// By a connection that stands already.
+    pub(crate) async fn connect_by(
+        &self,
+        mut client: AgentClient<As<crate::sessions::service::Server>>,
+        counter: u64,
+    ) -> Link {
         let (to, frames) = mpsc::channel(16);
         let hello = wire::Hello {
             protocol_min: 1,
@@ -444,7 +463,6 @@ impl Agent {
             session_counter: counter,
             name: self.name.clone(),
             dispatch_credit: 4,
-            clock_ms: collector.clock.now().as_ms(),
             ..wire::Hello::default()
         };
         to.send(wire::AgentFrame {
@@ -452,10 +470,7 @@ impl Agent {
         })
         .await
         .unwrap();
-        let stream = collector
-            .agents_as(self)
-            .session(ReceiverStream::new(frames))
-            .await;
+        let stream = client.session(ReceiverStream::new(frames)).await;
         Link {
             _to: to,
             from: stream.unwrap().into_inner(),

@@ -1,6 +1,7 @@
 //! The collector as a whole, by its services: what agents and operators see, and what a restart keeps.
 
 mod jobs;
+mod login;
 mod ports;
 
 use std::{sync::Arc, time::Duration};
@@ -41,99 +42,6 @@ async fn enrolled(collector: &Collector, count: u32) -> Vec<Agent> {
         );
     }
     agents
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_gets_in_without_a_certificate_and_every_refusal_is_audited() {
-    let collector = Collector::start();
-    let refused = collector
-        .operators_as(None)
-        .list_nodes(operator::ListNodesRequest::default())
-        .await;
-    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
-    let mut admin = collector.log_in().await;
-    let who = admin
-        .client
-        .who_am_i(operator::WhoAmIRequest {})
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(who.name, "admin");
-    assert_eq!(who.transport, "quic");
-    let agent = {
-        let token = admin.token(1).await;
-        collector.enrol(&token, "web-1").await.unwrap()
-    };
-    // An agent's certificate opens nothing here.
-    let mut as_agent = collector.operators_as(Some(agent.identity.clone()));
-    let refused = as_agent.get_trust(operator::GetTrustRequest {}).await;
-    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
-    let acts = || {
-        let rows = collector.store.audit_rows(1, 100).unwrap();
-        let mut acts: Vec<_> = rows
-            .into_iter()
-            .map(|row| (row.action, row.decision))
-            .collect();
-        acts.sort();
-        acts
-    };
-    // Strangers' rows are written by and by.
-    until("the stranger's row", || acts().len() == 5).await;
-    let expected = [
-        ("CreateToken", "allowed"),
-        ("GetTrust", "refused"),
-        ("ListNodes", "refused"),
-        ("Login", "allowed"),
-        ("enrol", "allowed"),
-    ];
-    assert_eq!(
-        acts(),
-        expected.map(|(action, decision)| (action.to_owned(), decision.to_owned()))
-    );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stranger_cannot_fill_the_audit_chain_by_asking() {
-    let collector = Collector::start();
-    let mut stranger = collector.operators_as(None);
-    let (_, csr) = nexus_pki::csr::new_csr().unwrap();
-    for round in 0..100_u8 {
-        let refused = stranger
-            .list_nodes(operator::ListNodesRequest::default())
-            .await;
-        assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
-        // One that is wrong at first sight, and one that has a code nobody made.
-        let login = operator::LoginRequest::default();
-        assert!(stranger.login(login).await.is_err());
-        let login = operator::LoginRequest {
-            code_id: vec![round; 16].into(),
-            code_secret: vec![round; 32].into(),
-            csr_der: csr.clone().into(),
-            signing_public_key: vec![1; 32].into(),
-            ..Default::default()
-        };
-        assert!(stranger.login(login).await.is_err());
-    }
-    // The chain takes a row of an operator after them, and has few of theirs.
-    let mut admin = collector.log_in().await;
-    admin.token(1).await;
-    let rows = collector.store.audit_rows(1, 1000).unwrap();
-    assert!(rows.len() < 12, "{} rows", rows.len());
-    assert!(rows.iter().any(|row| row.actor == "anonymous:127.0.0.1"));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stranger_sends_small_messages_only() {
-    let collector = Collector::start();
-    let (_, csr) = nexus_pki::csr::new_csr().unwrap();
-    let large = operator::LoginRequest {
-        code_id: vec![1; 100_000].into(),
-        csr_der: csr.into(),
-        signing_public_key: vec![1; 32].into(),
-        ..Default::default()
-    };
-    let refused = collector.operators_as(None).login(large).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
 }
 
 fn many_series(value: f64) -> Body {
@@ -180,22 +88,6 @@ async fn a_lane_has_one_upload_at_a_time() {
     agent
         .upload(&collector, &session, Lane::Results, Vec::new())
         .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_code_logs_in_once() {
-    let collector = Collector::start();
-    let _admin = collector.log_in().await;
-    let (_, csr) = nexus_pki::csr::new_csr().unwrap();
-    let again = operator::LoginRequest {
-        code_id: collector.code.id.to_vec().into(),
-        code_secret: collector.code.secret.to_vec().into(),
-        csr_der: csr.into(),
-        signing_public_key: vec![1; 32].into(),
-        ..Default::default()
-    };
-    let refused = collector.operators_as(None).login(again).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unauthenticated);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,6 +169,22 @@ async fn a_clone_costs_both_their_sessions() {
     assert_eq!(row.state, "quarantined");
     let mut third = agent.connect(&collector).await;
     assert!(matches!(third.next().await, Some(Kind::Goodbye(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hello_that_was_held_up_costs_nobody_a_session() {
+    let collector = Collector::start();
+    let agent = enrolled(&collector, 1).await.remove(0);
+    let held_up = collector.agents_as(&agent);
+    let mut session = agent.connect_as(&collector, 2).await;
+    welcomed(&mut session).await;
+    let mut late = agent.connect_by(held_up, 1).await;
+    let Some(Kind::Goodbye(goodbye)) = late.next().await else {
+        panic!("no Goodbye");
+    };
+    assert_eq!(goodbye.reason(), wire::GoodbyeReason::Superseded);
+    let row = collector.store.node(agent.node).unwrap().unwrap();
+    assert_eq!(row.state, "connected", "{row:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

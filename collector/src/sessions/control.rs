@@ -171,6 +171,7 @@ async fn open(
         counter: row.session_counter,
         quarantined: (row.state == "quarantined").then(|| row.state_reason.clone()),
         revoked: row.state == "revoked",
+        newer_connection: sessions.registry.connected_after(node, remote.peer.since),
     };
     let release = match hello::judge(&hello, &known) {
         Verdict::Welcome { release } => release,
@@ -187,6 +188,13 @@ async fn open(
                 GoodbyeReason::Quarantined,
                 "quarantined",
                 reason,
+            ));
+        }
+        Verdict::Late => {
+            return Err(Refused::new(
+                GoodbyeReason::Superseded,
+                "late",
+                "its Hello came after that of a newer session",
             ));
         }
         Verdict::Revoked => {

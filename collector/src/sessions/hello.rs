@@ -3,7 +3,8 @@
 //! An incarnation is one life of an agent's state folder and its session counter only rises, on disk before
 //! it is sent. A counter that did not rise, or another incarnation than the bound one, means that two
 //! machines hold the same identity: a clone, or a snapshot that was restored. Both are then quarantined,
-//! since nothing tells which of them is the node.
+//! since nothing tells which of them is the node. Only a Hello on a connection older than that of the newest
+//! session says nothing of the kind: it may have been under way for long.
 
 use std::collections::BTreeMap;
 
@@ -163,6 +164,8 @@ pub(crate) struct Known {
     pub(crate) quarantined: Option<String>,
     /// Whether it was revoked.
     pub(crate) revoked: bool,
+    /// Whether its newest session came by a connection that was taken in after the one this Hello came by.
+    pub(crate) newer_connection: bool,
 }
 
 /// What to do with a Hello.
@@ -177,6 +180,8 @@ pub(crate) enum Verdict {
     Quarantine(String),
     /// No session; it was quarantined before.
     Quarantined(String),
+    /// No session; the node has had a newer one already.
+    Late,
     /// No session, ever.
     Revoked,
 }
@@ -191,6 +196,10 @@ pub(crate) fn judge(hello: &Hello, known: &Known) -> Verdict {
             "incarnation {} presented, {} is bound to this identity: the identity was copied, or the machine reinstalled",
             hello.incarnation, known.incarnation
         ));
+    }
+    // What an agent gave up on may arrive after what it sent next, if the network holds it up for long.
+    if hello.counter < known.counter && known.newer_connection {
+        return Verdict::Late;
     }
     if hello.counter <= known.counter {
         return Verdict::Quarantine(format!(
@@ -265,12 +274,17 @@ mod tests {
             counter: 7,
             quarantined: None,
             revoked: false,
+            newer_connection: false,
         };
         let hello = read(frame(incarnation, 8)).unwrap();
         assert_eq!(judge(&hello, &known), Verdict::Welcome { release: false });
         let repeated = read(frame(incarnation, 7)).unwrap();
         assert!(matches!(judge(&repeated, &known), Verdict::Quarantine(_)));
-        let other = read(frame(Incarnation::random(), 8)).unwrap();
+        known.newer_connection = true;
+        assert!(matches!(judge(&repeated, &known), Verdict::Quarantine(_)));
+        let held_up = read(frame(incarnation, 6)).unwrap();
+        assert_eq!(judge(&held_up, &known), Verdict::Late);
+        let other = read(frame(Incarnation::random(), 6)).unwrap();
         assert!(matches!(judge(&other, &known), Verdict::Quarantine(_)));
 
         known.quarantined = Some(format!("{LATE_RENEWAL}: away for 3 days"));

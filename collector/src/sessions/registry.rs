@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nexus_proto::{
@@ -182,6 +182,8 @@ impl Session {
 pub(crate) struct Registry {
     sessions: Mutex<HashMap<NodeId, Arc<Session>>>,
     opening: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
+    /// When the connection of each node's newest session was taken in.
+    connected: Mutex<HashMap<NodeId, Instant>>,
     changes: watch::Sender<u64>,
 }
 
@@ -190,6 +192,7 @@ impl Default for Registry {
         Self {
             sessions: Mutex::default(),
             opening: Mutex::default(),
+            connected: Mutex::default(),
             changes: watch::Sender::new(0),
         }
     }
@@ -208,6 +211,12 @@ impl Registry {
 
     /// Puts a session in, and ends the one it takes the place of.
     pub(crate) fn insert(&self, session: Arc<Session>) {
+        let mut connected = self
+            .connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        connected.insert(session.node, session.peer.since);
+        drop(connected);
         let older = self.lock().insert(session.node, session);
         if let Some(older) = older {
             older.end(End {
@@ -232,6 +241,15 @@ impl Registry {
         drop(sessions);
         self.hint();
         ours
+    }
+
+    /// Whether the node's newest session, which may have ended, came by a connection taken in after `since`.
+    pub(crate) fn connected_after(&self, node: NodeId, since: Instant) -> bool {
+        let connected = self
+            .connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        connected.get(&node).is_some_and(|newest| *newest > since)
     }
 
     /// A node's session.

@@ -1,8 +1,13 @@
 //! Who is at the other end of a call, and how it got here.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use nexus_pki::admission::PeerIdentity;
+use nexus_runtime::clock::Clock;
 use rustls::NamedGroup;
 
 /// What carries a connection.
@@ -42,6 +47,8 @@ pub struct Peer {
     pub key_exchange: String,
     /// Where it comes from; on QUIC, where it came from first.
     pub remote: SocketAddr,
+    /// When the connection was taken in.
+    pub since: Instant,
     pub(crate) rtt: Rtt,
 }
 
@@ -90,6 +97,7 @@ impl Peer {
             transport,
             key_exchange: key_exchange.to_owned(),
             remote,
+            since: Clock::system().instant(),
             rtt: Rtt::Handshake(Duration::ZERO),
         }
     }

@@ -136,6 +136,7 @@ async fn serve<S: CallService>(
         transport: TransportKind::Quic,
         key_exchange: quic_group(&connection),
         remote,
+        since: serving.clock.instant(),
         rtt: Rtt::Live(connection.clone()),
     };
     let (connections, drain) = (&serving.connections, &serving.shutdown);

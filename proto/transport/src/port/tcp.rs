@@ -112,6 +112,7 @@ async fn open(
         transport: TransportKind::Tcp,
         key_exchange: group.map_or_else(String::new, |group| group_name(group.name())),
         remote,
+        since: serving.clock.instant(),
         rtt: Rtt::Handshake(rtt),
     };
     let presented = tls.peer_certificates().unwrap_or_default();

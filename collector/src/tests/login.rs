@@ -1,0 +1,116 @@
+//! Who gets in and what operators say they trust; and what strangers cannot do.
+
+use nexus_pki::csr;
+use nexus_proto::operator::v1 as operator;
+use tonic::Code;
+
+use crate::testing::{Collector, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_gets_in_without_a_certificate_and_every_refusal_is_audited() {
+    let collector = Collector::start();
+    let refused = collector
+        .operators_as(None)
+        .list_nodes(operator::ListNodesRequest::default())
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    let mut admin = collector.log_in().await;
+    let who = admin
+        .client
+        .who_am_i(operator::WhoAmIRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(who.name, "admin");
+    assert_eq!(who.transport, "quic");
+    let agent = {
+        let token = admin.token(1).await;
+        collector.enrol(&token, "web-1").await.unwrap()
+    };
+    // An agent's certificate opens nothing here.
+    let mut as_agent = collector.operators_as(Some(agent.identity.clone()));
+    let refused = as_agent.get_trust(operator::GetTrustRequest {}).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    let acts = || {
+        let rows = collector.store.audit_rows(1, 100).unwrap();
+        let mut acts: Vec<_> = rows
+            .into_iter()
+            .map(|row| (row.action, row.decision))
+            .collect();
+        acts.sort();
+        acts
+    };
+    // Strangers' rows are written by and by.
+    until("the stranger's row", || acts().len() == 5).await;
+    let expected = [
+        ("CreateToken", "allowed"),
+        ("GetTrust", "refused"),
+        ("ListNodes", "refused"),
+        ("Login", "allowed"),
+        ("enrol", "allowed"),
+    ];
+    assert_eq!(
+        acts(),
+        expected.map(|(action, decision)| (action.to_owned(), decision.to_owned()))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_cannot_fill_the_audit_chain_by_asking() {
+    let collector = Collector::start();
+    let mut stranger = collector.operators_as(None);
+    let (_, csr) = csr::new_csr().unwrap();
+    for round in 0..100_u8 {
+        let refused = stranger
+            .list_nodes(operator::ListNodesRequest::default())
+            .await;
+        assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+        // One that is wrong at first sight, and one that has a code nobody made.
+        let login = operator::LoginRequest::default();
+        assert!(stranger.login(login).await.is_err());
+        let login = operator::LoginRequest {
+            code_id: vec![round; 16].into(),
+            code_secret: vec![round; 32].into(),
+            csr_der: csr.clone().into(),
+            signing_public_key: vec![1; 32].into(),
+            ..Default::default()
+        };
+        assert!(stranger.login(login).await.is_err());
+    }
+    // The chain takes a row of an operator after them, and has few of theirs.
+    let mut admin = collector.log_in().await;
+    admin.token(1).await;
+    let rows = collector.store.audit_rows(1, 1000).unwrap();
+    assert!(rows.len() < 12, "{} rows", rows.len());
+    assert!(rows.iter().any(|row| row.actor == "anonymous:127.0.0.1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_sends_small_messages_only() {
+    let collector = Collector::start();
+    let (_, csr) = csr::new_csr().unwrap();
+    let large = operator::LoginRequest {
+        code_id: vec![1; 100_000].into(),
+        csr_der: csr.into(),
+        signing_public_key: vec![1; 32].into(),
+        ..Default::default()
+    };
+    let refused = collector.operators_as(None).login(large).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_code_logs_in_once() {
+    let collector = Collector::start();
+    let _admin = collector.log_in().await;
+    let (_, csr) = csr::new_csr().unwrap();
+    let again = operator::LoginRequest {
+        code_id: collector.code.id.to_vec().into(),
+        code_secret: collector.code.secret.to_vec().into(),
+        csr_der: csr.into(),
+        signing_public_key: vec![1; 32].into(),
+        ..Default::default()
+    };
+    let refused = collector.operators_as(None).login(again).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+}
