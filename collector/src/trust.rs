@@ -8,7 +8,7 @@ use nexus_pki::{
     policy::{PolicyError, TrustedPolicy},
     sha256,
 };
-use nexus_proto::{agent::v1 as wire, time::Timestamp};
+use nexus_proto::{agent::v1 as wire, limits, time::Timestamp};
 use nexus_store::{
     Store, StoreError,
     entry::{ControlEntry, FreshnessSet, PolicySet},
@@ -27,9 +27,31 @@ pub(crate) enum TrustError {
     /// The control log.
     #[error("the signer policy could not be kept")]
     Store(#[from] StoreError),
+    /// Made by a clock that is ahead: agents take a signed time for the present one.
+    #[error(
+        "the {what} was made at {at}, it is {now}: set the clock that is wrong and sign it again"
+    )]
+    Ahead {
+        what: &'static str,
+        at: Timestamp,
+        now: Timestamp,
+    },
     /// The control log has another one already.
     #[error("the signer policy was not taken: {0}")]
     Refused(String),
+}
+
+/// Agents judge expiry by the newest time an operator signed: one far ahead would end every job before its time, and
+/// no later statement with the right time would mend it.
+pub(crate) fn not_ahead(
+    what: &'static str,
+    at: Timestamp,
+    now: Timestamp,
+) -> Result<(), TrustError> {
+    if at > now.after(limits::CLOCK_SKEW) {
+        return Err(TrustError::Ahead { what, at, now });
+    }
+    Ok(())
 }
 
 /// What agents are told.
@@ -130,6 +152,7 @@ impl Trust {
             Some(held) => held.update(envelope)?,
             None => TrustedPolicy::first(envelope, &self.trust_domain)?,
         };
+        not_ahead("signer policy", policy.policy().created, now)?;
         let entry = ControlEntry::Policy(PolicySet {
             envelope: Some(policy.envelope().clone()),
             version: policy.version(),
@@ -154,9 +177,9 @@ impl Trust {
         now: Timestamp,
     ) -> Result<(), TrustError> {
         let _changing = self.changing.lock().await;
-        let now = self.newest(now);
         let policy = self.policy()?;
-        let statement = policy.verify_freshness(&envelope, now)?;
+        let statement = policy.verify_freshness(&envelope, self.newest(now))?;
+        not_ahead("freshness statement", statement.issued, now)?;
         if self
             .current()
             .fresh_until

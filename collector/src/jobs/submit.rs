@@ -41,6 +41,9 @@ pub(crate) enum SubmitError {
     /// Other targets than the signed ones.
     #[error("the targets sent are not the ones that were signed")]
     Root,
+    /// Handed in by another operator than the one who signed it.
+    #[error("`{named}` signed the job, and `{caller}` handed it in")]
+    Caller { named: String, caller: String },
     /// Signed under another policy.
     #[error(
         "the job was signed under version {signed} of the signer policy, version {held} is in force: log in again and sign it anew"
@@ -112,6 +115,12 @@ impl Jobs {
     ) -> Result<Checked, SubmitError> {
         let policy = self.trust.policy()?;
         let (job, _) = job::verify(&submission.envelope, &policy, 1)?;
+        if job.operator != submission.operator {
+            return Err(SubmitError::Caller {
+                named: job.operator,
+                caller: submission.operator,
+            });
+        }
         if job.policy_version != policy.version() {
             return Err(SubmitError::PolicyVersion {
                 signed: job.policy_version,

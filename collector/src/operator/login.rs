@@ -22,7 +22,10 @@ use super::{
     gate::Act,
     status::{failed, hinted, of_store},
 };
-use crate::{codes::CodeError, trust::TrustError};
+use crate::{
+    codes::CodeError,
+    trust::{TrustError, not_ahead},
+};
 
 const LOGIN_HINT: &str = "`nexus-collector login-code` on the collector's host prints a new code";
 
@@ -46,7 +49,7 @@ impl Operators {
                     "login: this fleet has no signer policy yet, and the request brings none",
                 ));
             }
-            (None, Some(envelope)) => Some(self.first_policy(envelope, key)?),
+            (None, Some(envelope)) => Some(self.first_policy(envelope, key, now)?),
         };
         let name = self.spend(act, &request, now).await?;
         if let Some(policy) = &first
@@ -98,8 +101,14 @@ impl Operators {
         if signer && let Some(freshness) = request.freshness {
             // A returning operator states this about the policy it knew; if that is an older one, it states
             // it again once it has the present one.
-            if let Err(error) = self.trust.take_freshness(freshness, now).await {
-                tracing::debug!(%error, "a freshness statement was not taken at login");
+            match self.trust.take_freshness(freshness, now).await {
+                Ok(()) => {}
+                Err(error @ TrustError::Ahead { .. }) => {
+                    tracing::warn!(%error, name, "a freshness statement was not taken at login");
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a freshness statement was not taken at login");
+                }
             }
         }
         tracing::info!(name, signer, "logged in");
@@ -114,9 +123,12 @@ impl Operators {
         &self,
         envelope: &nexus_proto::agent::v1::Envelope,
         key: PublicKey,
+        now: Timestamp,
     ) -> Result<TrustedPolicy, Status> {
         let policy = TrustedPolicy::first(envelope.clone(), self.authority.trust_domain())
             .map_err(|error| failed(Code::InvalidArgument, "login", &error))?;
+        not_ahead("signer policy", policy.policy().created, now)
+            .map_err(|error| of_trust("login", &error))?;
         let [signer] = policy.signers() else {
             return Err(Status::invalid_argument(
                 "login: the first signer policy lists its one operator and nobody else",
@@ -244,7 +256,9 @@ fn serial(issued: &Issued, now: Timestamp) -> ControlEntry {
 pub(crate) fn of_trust(what: &str, error: &TrustError) -> Status {
     let code = match error {
         TrustError::Policy(_) => Code::InvalidArgument,
-        TrustError::None | TrustError::Refused(_) => Code::FailedPrecondition,
+        TrustError::None | TrustError::Refused(_) | TrustError::Ahead { .. } => {
+            Code::FailedPrecondition
+        }
         TrustError::Store(_) => Code::Unavailable,
     };
     failed(code, what, error)

@@ -227,6 +227,11 @@ fn of_submit(what: &str, error: &SubmitError) -> Status {
     match error {
         SubmitError::Trust(error) => of_trust(what, error),
         SubmitError::Store(error) => of_store(what, error),
+        SubmitError::Caller { .. }
+        | SubmitError::Job(nexus_pki::job::SignedJobError::Operator { .. }) => hinted(
+            failed(Code::PermissionDenied, what, error),
+            "sign and submit a job as one operator; log in again if the signing key is another's",
+        ),
         SubmitError::Job(nexus_pki::job::SignedJobError::Signature(_)) => hinted(
             failed(Code::PermissionDenied, what, error),
             "only keys listed in the signer policy may sign jobs",

@@ -292,6 +292,15 @@ async fn a_job_is_taken_only_as_it_was_signed() {
     let refused = admin.client.submit_job(forged).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
 
+    // Another operator's certificate does not make it another's job.
+    let mut bob = collector.operators_as(Some(collector.operator("bob")));
+    let refused = bob.submit_job(good.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(
+        refused.message().contains("`bob` handed it in"),
+        "{refused:?}"
+    );
+
     let mut renamed = one.clone();
     renamed.name = "another".to_owned();
     let refused = admin

@@ -1,7 +1,12 @@
 //! Who gets in and what operators say they trust; and what strangers cannot do.
 
-use nexus_pki::csr;
-use nexus_proto::operator::v1 as operator;
+use std::time::Duration;
+
+use nexus_pki::{
+    csr,
+    policy::{SignerPolicy, TrustedPolicy},
+};
+use nexus_proto::{limits, operator::v1 as operator};
 use tonic::Code;
 
 use crate::testing::{Collector, until};
@@ -113,4 +118,65 @@ async fn a_code_logs_in_once() {
     };
     let refused = collector.operators_as(None).login(again).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_ahead_signs_nothing_in_force() {
+    let collector = Collector::start();
+    let (now, ahead) = {
+        let now = collector.clock.now();
+        (now, now.after(limits::CLOCK_SKEW * 2))
+    };
+    // Found before the code is spent: logging in works afterwards.
+    let key = nexus_pki::signing::SigningKey::generate().unwrap();
+    let mut policy = SignerPolicy {
+        version: 1,
+        trust_domain: collector.authority.trust_domain().to_owned(),
+        threshold: 1,
+        signers: vec![nexus_pki::signing::Signer {
+            name: collector.code.name.clone(),
+            public_key: key.public_key(),
+        }],
+        created: ahead,
+    };
+    let (_, request) = csr::new_csr().unwrap();
+    let login = operator::LoginRequest {
+        code_id: collector.code.id.to_vec().into(),
+        code_secret: collector.code.secret.to_vec().into(),
+        csr_der: request.into(),
+        signing_public_key: key.public_key().0.to_vec().into(),
+        policy: Some(policy.sign(&key).unwrap()),
+        freshness: None,
+    };
+    let refused = collector.operators_as(None).login(login).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert!(
+        refused.message().contains("set the clock that is wrong"),
+        "{refused:?}"
+    );
+
+    let mut admin = collector.log_in().await;
+    let trust = admin.client.get_trust(operator::GetTrustRequest {}).await;
+    let held = trust.unwrap().into_inner().policy.unwrap();
+    let held = TrustedPolicy::first(held, collector.authority.trust_domain()).unwrap();
+    let put = |trust| operator::Trust {
+        freshness: Some(trust),
+        ..Default::default()
+    };
+    let statement = held.sign_freshness(&admin.key, ahead);
+    let refused = admin.client.put_trust(put(statement)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    policy.version = 2;
+    policy.signers[0].public_key = admin.key.public_key();
+    let next = operator::Trust {
+        policy: Some(policy.sign(&admin.key).unwrap()),
+        ..Default::default()
+    };
+    let refused = admin.client.put_trust(next).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+
+    // A little is what clocks are apart.
+    let statement = held.sign_freshness(&admin.key, now.after(Duration::from_secs(60)));
+    let taken = admin.client.put_trust(put(statement)).await.unwrap();
+    assert!(taken.into_inner().freshness.is_some());
 }
