@@ -26,6 +26,11 @@ pub struct Unkillable(pub Vec<u32>);
 pub async fn kill(mark: &str, process: Option<&Process>) -> Result<usize, Unkillable> {
     let this_boot = boot_id().unwrap_or_default();
     let process = process.filter(|process| process.boot_id == this_boot);
+    // A number is not given again while a session has it, so one that another process has now is a stranger's, and
+    // the run's own session is empty.
+    let process = process.filter(|process| {
+        stat(process.pid).is_none_or(|stat| stat.start_ticks == process.start_ticks)
+    });
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..ROUNDS {
         let members = members(mark, process);
@@ -99,9 +104,7 @@ fn members(mark: &str, process: Option<&Process>) -> Vec<(u32, u64)> {
             continue;
         };
         let in_session = process.is_some_and(|process| {
-            stat.session == process.pid
-                && stat.start_ticks >= process.start_ticks
-                && (pid != process.pid || stat.start_ticks == process.start_ticks)
+            stat.session == process.pid && stat.start_ticks >= process.start_ticks
         });
         if pid != own && (in_session || carries(pid, &mark)) {
             found.push((pid, stat.start_ticks));

@@ -180,11 +180,13 @@ pub(super) async fn start(plan: &Plan) -> Result<Running, StartError> {
             program: program.path.display().to_string(),
             source,
         })?;
+    // A child that was not waited for has a number, and there is no other to fall back to.
     let number = child.id().unwrap_or(0);
-    let pid = i32::try_from(number)
-        .ok()
-        .and_then(Pid::from_raw)
-        .unwrap_or(Pid::INIT);
+    let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| StartError::Program {
+        program: program.path.display().to_string(),
+        source: io::ErrorKind::NotFound.into(),
+    })?;
     let stdin = child.stdin.take().map(|pipe| (pipe, input));
     Ok(Running {
         exit: watch_exit(pid),

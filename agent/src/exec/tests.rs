@@ -301,3 +301,31 @@ async fn leftovers_are_killed() {
     assert_eq!(members(), 0);
     drop(execution);
 }
+
+/// The number of an earlier run's process is another's by now, which has children of its own.
+#[tokio::test]
+async fn strangers_are_let_live() {
+    let dir = tempfile::tempdir().unwrap();
+    let stranger = plan(&dir, sh("sleep 600 & echo $!; wait"));
+    let mark = stranger.mark.clone();
+    let execution = Execution::start(stranger).await.unwrap();
+    let identity = execution.identity();
+    let child = || {
+        let path = format!("/proc/{0}/task/{0}/children", identity.pid);
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        children.trim().parse::<u32>().ok()
+    };
+    while child().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let process = Process {
+        pid: identity.pid,
+        start_ticks: identity.start_ticks - 1,
+        boot_id: leftover::boot_id().unwrap(),
+    };
+    let killed = leftover::kill("another run", Some(&process)).await.unwrap();
+    assert_eq!(killed, 0);
+    assert!(child().is_some());
+    leftover::kill(&mark, None).await.unwrap();
+    drop(execution);
+}
