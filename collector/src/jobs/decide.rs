@@ -138,8 +138,9 @@ fn step(terms: &Terms, run: &Run, link: Option<Link>, now: Timestamp) -> Option<
         Phase::Dispatched | Phase::Running if terms.cancelled => link
             .filter(|link| run.cancel_sent_to != Some(link.session))
             .map(|link| Action::Stop(node, link.session)),
+        // With credit, as the first time: what was under way when a connection broke is in no agent's count.
         Phase::Dispatched => link
-            .filter(|link| run.sent_to != Some(link.session) && now < terms.expires)
+            .filter(|link| link.takes && run.sent_to != Some(link.session) && now < terms.expires)
             .map(|link| Action::Resend(node, link.session)),
         Phase::Running => None,
     }
@@ -229,8 +230,10 @@ mod tests {
             decide(&terms(), &runs, connected(old, true), START).actions,
             []
         );
-        // Credit is no matter: the agent counts what it was given before once.
-        let again = decide(&terms(), &runs, connected(new, false), START);
+        // The agent counts what it has to take: it may be full of others by now.
+        let full = decide(&terms(), &runs, connected(new, false), START);
+        assert_eq!(full.actions, []);
+        let again = decide(&terms(), &runs, connected(new, true), START);
         assert_eq!(again.actions, [Action::Resend(node, new)]);
         let late = decide(&terms(), &runs, connected(new, true), terms().expires);
         assert_eq!(late.actions, []);

@@ -264,7 +264,7 @@ impl Scheduler {
         };
         for action in actions {
             match action {
-                Action::Dispatch(node, session) => {
+                Action::Dispatch(node, session) | Action::Resend(node, session) => {
                     let Some(live) = self.registry.get(node).filter(|live| live.id == session)
                     else {
                         continue;
@@ -272,10 +272,6 @@ impl Scheduler {
                     if !live.take_dispatch() {
                         continue;
                     }
-                    put(node, dispatched(active.row.id, node, session, now));
-                    sends.push(action);
-                }
-                Action::Resend(node, session) => {
                     put(node, dispatched(active.row.id, node, session, now));
                     sends.push(action);
                 }
