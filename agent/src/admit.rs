@@ -16,6 +16,7 @@ use nexus_proto::{
     agent::v1 as wire,
     ids::{JobId, RunKey},
     job::Job,
+    limits,
     time::Timestamp,
 };
 use prost::Message as _;
@@ -33,10 +34,12 @@ pub struct View<'a> {
     pub now: Timestamp,
     /// Jobs that expire no later than this are expired, whatever the clock says.
     pub horizon: Timestamp,
+    /// Of jobs signed no later than this it is not known whether they ran here.
+    pub since: Timestamp,
     /// Executions that are held or run.
     pub active: usize,
     /// How many there may be.
-    pub capacity: usize,
+    pub most: usize,
     /// Whether the spool has room for results.
     pub room: bool,
 }
@@ -90,6 +93,16 @@ pub enum Refusal {
         /// What counts as now.
         now: Timestamp,
     },
+    /// It may have been taken before.
+    #[error(
+        "the job was signed at {created}, and what this node ran before {since} is no longer known"
+    )]
+    Forgotten {
+        /// When it was signed.
+        created: Timestamp,
+        /// When the ledger was lost.
+        since: Timestamp,
+    },
     /// It was taken before.
     #[error("the run was taken before")]
     Replay,
@@ -109,6 +122,8 @@ pub struct Refused {
     pub key: Option<RunKey>,
     /// The job's request id, once the job is trusted.
     pub request_id: String,
+    /// When the job expires, once it is trusted and the run is the one that was signed.
+    pub expires: Option<Timestamp>,
     /// Why.
     pub refusal: Refusal,
 }
@@ -118,7 +133,7 @@ pub fn admit(
     dispatch: &wire::Dispatch,
     view: &View<'_>,
     taken: impl FnOnce(&RunKey) -> bool,
-) -> Result<Admitted, Refused> {
+) -> Result<Admitted, Box<Refused>> {
     let key = |job| RunKey {
         job,
         occurrence: dispatch.occurrence,
@@ -126,30 +141,33 @@ pub fn admit(
         attempt: dispatch.attempt,
     };
     let Some(envelope) = &dispatch.job else {
-        return Err(Refused {
+        return Err(Box::new(Refused {
             key: None,
             request_id: String::new(),
+            expires: None,
             refusal: Refusal::NoJob,
-        });
+        }));
     };
     let job = match job::verify(envelope, view.policy, 1) {
         Ok((job, _)) => job,
         Err(error) => {
-            return Err(Refused {
+            return Err(Box::new(Refused {
                 key: claimed_job(envelope).map(key),
                 request_id: String::new(),
+                expires: None,
                 refusal: error.into(),
-            });
+            }));
         }
     };
     let key = key(job.id);
     match judge(&job, dispatch, view, || taken(&key)) {
         Ok(()) => Ok(Admitted { key, job }),
-        Err(refusal) => Err(Refused {
+        Err(refusal) => Err(Box::new(Refused {
             key: Some(key),
             request_id: job.request_id,
+            expires: (!matches!(refusal, Refusal::Again)).then_some(job.expires),
             refusal,
-        }),
+        })),
     }
 }
 
@@ -187,7 +205,14 @@ fn judge(
     if taken() {
         return Err(Refusal::Replay);
     }
-    if view.active >= view.capacity {
+    // The clock that dated the job may be ahead of this one.
+    if job.created <= view.since.after(limits::CLOCK_SKEW) {
+        return Err(Refusal::Forgotten {
+            created: job.created,
+            since: view.since,
+        });
+    }
+    if view.active >= view.most {
         return Err(Refusal::Busy(view.active));
     }
     if !view.room {

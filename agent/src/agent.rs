@@ -17,7 +17,6 @@ use nexus_proto::{
     ids::Lane,
     limits,
     record::{Body, Section},
-    time::Timestamp,
 };
 use nexus_runtime::{
     clock::Clock,
@@ -42,7 +41,7 @@ use crate::{
     sample::{SampleConfig, Sampler},
     session::{self, Keeper, Reach, State},
     spool::Spool,
-    trouble::Troubles,
+    trouble::{Storing, Troubles},
 };
 
 /// From one look at the inventory to the next.
@@ -190,7 +189,17 @@ impl Parts {
         if let Err(error) = spool.event(now, "agent_started", &started) {
             tracing::error!(error = %errors::chain(&error), "an event cannot be stored");
         }
-        let ledger = Ledger::open(&folder.path().join("ledger")).doing("open the ledger")?;
+        let ledger = Ledger::open(&folder.path().join("ledger"), sessions > 0, now)
+            .doing("open the ledger")?;
+        if let Some(found) = ledger.found() {
+            let message =
+                format!("{found}: no job signed before {now} runs, since it may have run before");
+            tracing::error!("{message}");
+            if let Err(error) = spool.event(now, "ledger_damaged", &message) {
+                tracing::error!(error = %errors::chain(&error), "an event cannot be stored");
+            }
+        }
+        let troubles = Arc::new(Troubles::default());
         let scripts = folder.path().join("scripts");
         files::create_folder(&scripts).doing("make the folder for scripts")?;
         exec::clean_scripts(&scripts).doing("clean the folder for scripts")?;
@@ -203,13 +212,13 @@ impl Parts {
                 scripts,
                 clock: clock.clone(),
                 tasks: tasks.clone(),
+                troubles: Arc::clone(&troubles),
                 capacity: config.concurrency,
                 output_limit_bytes: limits::RUN_OUTPUT_BYTES_MAX,
                 stop_grace: config.kill_grace.min(config.shutdown_timeout / 2),
             },
         );
         let wanted = Arc::new(Wanted::default());
-        let troubles = Arc::new(Troubles::default());
         let around = session::Surroundings {
             folder,
             member,
@@ -280,7 +289,7 @@ async fn metrics(
         }
         let now = clock.now();
         let stored = spool.append(now, Body::Metrics(sampler.sample(now)));
-        storing.note(stored, now, &spool);
+        storing.note(&stored, now, &spool);
     }
 }
 
@@ -309,70 +318,13 @@ async fn watch_inventory(
             if stored.is_ok() {
                 tracing::debug!(kind = section.kind, "a section is to be sent");
             }
-            !storing.note(stored, now, &spool)
+            !storing.note(&stored, now, &spool)
         });
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
         }
         wait = INVENTORY_INTERVAL;
-    }
-}
-
-/// Says once that something cannot be stored, and once that it can be again: what was missed meanwhile is an
-/// event, so that the hole is explained where it shows.
-struct Storing {
-    what: &'static str,
-    troubles: Arc<Troubles>,
-    since: Option<Timestamp>,
-    missed: u64,
-}
-
-impl Storing {
-    fn new(what: &'static str, troubles: Arc<Troubles>) -> Self {
-        Self {
-            what,
-            troubles,
-            since: None,
-            missed: 0,
-        }
-    }
-
-    /// Whether it was stored.
-    fn note<T, E: std::error::Error>(
-        &mut self,
-        stored: Result<T, E>,
-        now: Timestamp,
-        spool: &Spool,
-    ) -> bool {
-        let what = self.what;
-        match (stored, self.since) {
-            (Err(error), since) => {
-                if since.is_none() {
-                    let why = errors::chain(&error).to_string();
-                    tracing::error!(error = why, "{what} cannot be stored");
-                    self.troubles.begin(what, why);
-                    self.since = Some(now);
-                }
-                self.missed += 1;
-                false
-            }
-            (Ok(_), None) => true,
-            (Ok(_), Some(since)) => {
-                let message = format!(
-                    "{what} could not be stored from {since} to {now}; {} tries failed",
-                    self.missed
-                );
-                tracing::info!("{message}");
-                if let Err(error) = spool.event(now, "spool_recovered", &message) {
-                    tracing::error!(error = %errors::chain(&error), "an event cannot be stored");
-                }
-                self.troubles.end(what);
-                self.since = None;
-                self.missed = 0;
-                true
-            }
-        }
     }
 }
 

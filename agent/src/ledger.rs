@@ -8,6 +8,10 @@
 //! that the collector has it. A run that was started and not finished when the ledger is opened is never
 //! started again.
 //!
+//! An entry that was cut short at the end had not been acted upon and is cut off. Damage anywhere else is
+//! something else: what can be read of the rest is kept, a run whose start may have been among what cannot counts
+//! as started, and of jobs signed before that day nothing is run any more, since they may have been.
+//!
 //! An entry is forgotten when its report is acked and its job has expired for an hour. The latest expiry
 //! among what was forgotten is kept as the *horizon*: a job that expires no later counts as expired,
 //! whatever the clock says, so forgetting never lets a run happen again.
@@ -22,8 +26,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use nexus_pki::files::FileError;
+use nexus_pki::files::{self, FileError};
 use nexus_proto::{ids::RunKey, time::Timestamp};
+use nexus_runtime::errors::chain;
 
 use self::file::{Entry, LedgerFile};
 
@@ -31,6 +36,8 @@ use self::file::{Entry, LedgerFile};
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Bytes after which the file is written anew.
 const COMPACT_BYTES: u64 = 256 * 1024;
+/// The copy of a damaged file, for whoever wants to look at it.
+const ASIDE: &str = "damaged";
 
 /// Why the ledger could not be read or added to.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +59,8 @@ pub enum LedgerError {
     /// Written by a later version of the agent.
     #[error("{} was written by a newer version of nexus-agent", .0.display())]
     Newer(PathBuf),
-    /// Its beginning is none of a ledger. What ran cannot be known, so nothing may run.
-    #[error("{} is damaged: remove it only if no job of the last month may be repeated", .0.display())]
+    /// It was damaged and could not be written anew yet, so nothing can be added.
+    #[error("{} is damaged", .0.display())]
     Damaged(PathBuf),
 }
 
@@ -106,20 +113,62 @@ pub struct Ledger {
     file: LedgerFile,
     runs: BTreeMap<RunKey, Run>,
     horizon: Timestamp,
+    since: Timestamp,
+    /// Bytes of the file when it was written last.
+    written_bytes: u64,
+    found: Option<&'static str>,
 }
 
 impl Ledger {
-    /// Opens or makes the ledger in `dir`. A torn tail is cut: its entry had not been acted upon.
-    pub fn open(dir: &Path) -> Result<Self, LedgerError> {
+    /// Opens or makes the ledger in `dir`. `used`: whether this node has had sessions, so that a ledger that is not
+    /// there is one that was lost.
+    pub fn open(dir: &Path, used: bool, now: Timestamp) -> Result<Self, LedgerError> {
+        let (mut file, new) = LedgerFile::open(dir)?;
+        let (entries, lost) = file.read()?;
         let mut ledger = Self {
-            file: LedgerFile::open(dir)?,
+            file,
             runs: BTreeMap::new(),
             horizon: Timestamp(i64::MIN),
+            since: Timestamp(i64::MIN),
+            written_bytes: 0,
+            found: None,
         };
-        for entry in ledger.file.read()? {
+        for entry in entries {
             ledger.apply(entry);
         }
+        if lost {
+            ledger.found = Some("the ledger is damaged");
+            let copied = files::write_private(dir, ASIDE, &ledger.file.damaged());
+            if let Err(error) = copied {
+                tracing::warn!(error = %chain(&error), "no copy of the damaged ledger is kept");
+            }
+        } else if new && used {
+            ledger.found = Some("the ledger is gone");
+        }
+        if ledger.found.is_some() {
+            ledger.doubt(now);
+        }
         Ok(ledger)
+    }
+
+    /// What was wrong with it when it was opened.
+    #[must_use]
+    pub fn found(&self) -> Option<&'static str> {
+        self.found
+    }
+
+    /// After damage: nothing that may have been started is started again.
+    fn doubt(&mut self, now: Timestamp) {
+        self.since = self.since.max(now);
+        for run in self.runs.values_mut() {
+            if let Stage::Received(_) = run.stage {
+                let process = None;
+                run.stage = Stage::Started { at: now, process };
+            }
+        }
+        if let Err(error) = self.compact(now) {
+            tracing::error!(error = %chain(&error), "the ledger is damaged and cannot be written anew yet");
+        }
     }
 
     /// What is known of a run.
@@ -137,6 +186,12 @@ impl Ledger {
     #[must_use]
     pub fn horizon(&self) -> Timestamp {
         self.horizon
+    }
+
+    /// Of jobs signed no later than this it is not known whether they ran, unless they are in the ledger.
+    #[must_use]
+    pub fn since(&self) -> Timestamp {
+        self.since
     }
 
     /// Takes a dispatch. Durable on return.
@@ -201,10 +256,14 @@ impl Ledger {
             .filter(|(_, run)| done(run))
             .map(|(key, _)| *key)
             .collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
         for key in keys {
             self.add(Entry::Acked { key }, false)?;
         }
-        if self.file.bytes() > COMPACT_BYTES {
+        // What cannot be forgotten yet is not written anew at every ack.
+        if self.file.bytes() > COMPACT_BYTES.max(2 * self.written_bytes) {
             self.compact(now)?;
         }
         Ok(())
@@ -223,13 +282,31 @@ impl Ledger {
         });
         self.horizon = horizon;
         let mut entries = vec![Entry::Horizon { at: horizon }];
+        if self.since > Timestamp(i64::MIN) {
+            entries.push(Entry::Since { at: self.since });
+        }
         for (key, run) in &self.runs {
             entries.extend(entries_of(*key, run));
         }
-        self.file.replace(&entries)
+        self.file.replace(&entries)?;
+        self.written_bytes = self.file.bytes();
+        Ok(())
+    }
+
+    /// A disk that takes nothing, or that works again.
+    #[cfg(test)]
+    pub(crate) fn on_disk(&mut self, works: bool) {
+        if works {
+            self.file.mend_it();
+        } else {
+            self.file.break_it();
+        }
     }
 
     fn add(&mut self, entry: Entry, sync: bool) -> Result<(), LedgerError> {
+        if self.file.is_damaged() {
+            self.compact(Timestamp(i64::MIN))?;
+        }
         self.file.append(&entry, sync)?;
         self.apply(entry);
         Ok(())
@@ -294,6 +371,7 @@ impl Ledger {
                 }
             }
             Entry::Horizon { at } => self.horizon = self.horizon.max(at),
+            Entry::Since { at } => self.since = self.since.max(at),
         }
     }
 }

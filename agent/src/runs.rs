@@ -4,37 +4,44 @@
 //! RECEIVED, then STARTED in the ledger (fsynced) before the program is executed; the report in the
 //! ledger before it is in the spool. At a start, a run that was started and not finished is reported
 //! `unknown`, after what is left of it has been killed; one that was only received is admitted again.
+//!
+//! A run is *active* from its admission until its report is stored. As many as the agent has credit for are
+//! active at a time, but for those that were on their way when a connection broke: they are held until there
+//! is a place.
+
+mod execute;
+mod report;
 
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
-use nexus_pki::{
-    merkle::Target,
-    policy::{Freshness, TrustedPolicy},
-};
+use nexus_pki::merkle::Target;
 use nexus_proto::{
     agent::v1 as wire,
     ids::{JobId, Lane, RunKey},
-    job::Job,
-    metrics::{Decoder, Encoder},
-    record::{Body, Finished, Output, Record, RunOutcome, Started},
+    record::{Body, RunOutcome},
     time::Timestamp,
 };
 use nexus_runtime::{clock::Clock, errors::chain, tasks::Tasks};
 use prost::Message as _;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
+use self::report::ended;
 use crate::{
     admit::{self, Admitted, Refusal, View},
-    exec::{Ending, Execution, Piece, Plan, leftover},
+    exec::leftover,
     identity::Trust,
-    ledger::{Ledger, Process, Stage},
+    ledger::{Ledger, LedgerError, Process, Stage},
     spool::{Spool, SpoolError},
+    trouble::{Storing, Troubles},
 };
 
 /// Between tries to store what must not be lost, while the disk refuses.
@@ -59,7 +66,9 @@ pub struct Surroundings {
     pub clock: Clock,
     /// Owner of the runs' tasks.
     pub tasks: Tasks,
-    /// Runs held and going on at the same time.
+    /// Who is told of a ledger or a spool that takes nothing.
+    pub troubles: Arc<Troubles>,
+    /// Programs that run at the same time.
     pub capacity: usize,
     /// The most output kept of a run, whatever its job says.
     pub output_limit_bytes: u64,
@@ -71,29 +80,49 @@ pub struct Surroundings {
 #[derive(Debug, Clone)]
 pub struct Runs(Arc<Shared>);
 
+/// Why a run is to end before its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Halt {
+    /// Somebody cancelled it.
+    Cancelled(String),
+    /// The agent stops.
+    Stopped,
+}
+
+type Halts = watch::Receiver<Option<Halt>>;
+
 #[derive(Debug)]
 struct Shared {
     around: Surroundings,
     ledger: Mutex<Ledger>,
-    active: Mutex<BTreeMap<RunKey, watch::Sender<Option<String>>>>,
+    active: Mutex<BTreeMap<RunKey, watch::Sender<Option<Halt>>>>,
+    /// Places for programs.
+    slots: Semaphore,
+    stopping: AtomicBool,
+    /// No credit was given since there is no room for results.
+    full: AtomicBool,
     ended: Notify,
+    ledger_keeps: Mutex<Storing>,
+    spool_keeps: Mutex<Storing>,
 }
 
 impl Runs {
     /// Takes up where the agent before stopped.
     pub fn resume(ledger: Ledger, around: Surroundings) -> Self {
+        let storing = |what| Mutex::new(Storing::new(what, Arc::clone(&around.troubles)));
         let shared = Shared {
-            around,
             ledger: Mutex::new(ledger),
             active: Mutex::default(),
+            slots: Semaphore::new(around.capacity),
+            stopping: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             ended: Notify::new(),
+            ledger_keeps: storing("jobs"),
+            spool_keeps: storing("results"),
+            around,
         };
         let runs = Self(Arc::new(shared));
-        let spooled = runs.0.around.spool.acked(Lane::Results);
-        let now = runs.0.around.clock.now();
-        if let Err(error) = runs.0.ledger().acked(spooled, now) {
-            tracing::error!(error = %chain(&error), "the ledger cannot be written");
-        }
+        runs.acked(runs.0.around.spool.acked(Lane::Results));
         let known: Vec<_> = runs
             .0
             .ledger()
@@ -103,7 +132,7 @@ impl Runs {
         for (key, run) in known {
             match run.stage {
                 Stage::Received(dispatch) => match wire::Dispatch::decode(dispatch) {
-                    Ok(dispatch) => runs.offer(dispatch),
+                    Ok(dispatch) => runs.judge(&dispatch, true),
                     Err(error) => {
                         tracing::error!(job = %key.job, %error, "a dispatch is not readable")
                     }
@@ -125,65 +154,80 @@ impl Runs {
     /// How many more dispatches are taken now.
     #[must_use]
     pub fn credit(&self) -> u32 {
-        let active = self.0.active().len();
-        u32::try_from(self.0.around.capacity.saturating_sub(active)).unwrap_or(0)
+        let shared = &self.0;
+        let room = shared.around.spool.takes_jobs();
+        shared.full.store(!room, Ordering::Relaxed);
+        if !room || shared.stopping.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let active = shared.active().len();
+        u32::try_from(shared.around.capacity.saturating_sub(active)).unwrap_or(0)
     }
 
-    /// Resolves when a run has ended since the last time it did. For one waiter.
+    /// Resolves when there may be more credit than the last time it did. For one waiter.
     pub async fn ended(&self) {
         self.0.ended.notified().await;
     }
 
     /// Judges a dispatch, and runs it or reports why not.
-    pub fn offer(&self, dispatch: wire::Dispatch) {
+    pub fn offer(&self, dispatch: &wire::Dispatch) {
+        if self.0.stopping.load(Ordering::Relaxed) {
+            // Nothing was promised: the collector offers it in the next session.
+            tracing::debug!("a job came too late");
+            return;
+        }
+        self.judge(dispatch, false);
+    }
+
+    /// `again`: it was taken by the agent before this one.
+    fn judge(&self, dispatch: &wire::Dispatch, again: bool) {
         let shared = &self.0;
-        let around = &shared.around;
-        let wall = around.clock.now();
-        let decided = around.trust.with(|policy, freshness| {
+        let wall = shared.around.clock.now();
+        let decided = shared.view(wall, |mut view| {
             let ledger = shared.ledger();
             let active = shared.active();
-            let view = View {
-                own: &around.own,
-                policy,
-                freshness,
-                now: wall.max(newest(policy, freshness)),
-                horizon: ledger.horizon(),
-                active: active.len(),
-                capacity: around.capacity,
-                room: around.spool.takes_jobs(),
-            };
+            if !again {
+                view.active = active.len();
+                view.room = shared.around.spool.takes_jobs();
+            }
             let taken = |key: &RunKey| {
                 active.contains_key(key)
                     || ledger
                         .get(key)
                         .is_some_and(|run| !matches!(run.stage, Stage::Received(_)))
             };
-            admit::admit(&dispatch, &view, taken)
+            admit::admit(dispatch, &view, taken)
         });
         match decided {
-            Ok(admitted) => self.begin(admitted, &dispatch),
-            Err(refused) => self.refuse(refused, wall),
+            Ok(admitted) => self.begin(admitted, dispatch),
+            Err(refused) => self.refuse(*refused, wall),
         }
     }
 
     /// Stops every run of a job.
     pub fn cancel(&self, job: JobId, reason: &str) {
-        for (key, cancel) in self.0.active().iter().filter(|(key, _)| key.job == job) {
+        let reason: String = reason.chars().take(report::REASON_CHARS).collect();
+        for (key, halt) in self.0.active().iter().filter(|(key, _)| key.job == job) {
             tracing::info!(job = %key.job, reason, "run cancelled");
-            cancel.send_replace(Some(reason.to_owned()));
+            halt.send_replace(Some(Halt::Cancelled(reason.clone())));
         }
     }
 
     /// The collector has committed results up to `seq`.
     pub fn acked(&self, seq: u64) {
-        let now = self.0.around.clock.now();
-        if let Err(error) = self.0.ledger().acked(seq, now) {
-            tracing::error!(error = %chain(&error), "the ledger cannot be written");
+        let shared = &self.0;
+        let now = shared.around.clock.now();
+        let acked = shared.ledger().acked(seq, now);
+        shared.in_ledger(&acked);
+        if shared.full.load(Ordering::Relaxed) && shared.around.spool.takes_jobs() {
+            shared.ended.notify_one();
         }
     }
 
-    /// Stops all runs and waits for their reports to be stored.
+    /// Takes no more jobs, stops all runs and waits for their reports to be stored. What has not begun yet is
+    /// taken up by the next start.
     pub async fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
         loop {
             let ended = self.0.ended.notified();
             {
@@ -191,8 +235,8 @@ impl Runs {
                 if active.is_empty() {
                     return;
                 }
-                for cancel in active.values() {
-                    cancel.send_replace(Some(STOPPED.to_owned()));
+                for halt in active.values() {
+                    halt.send_replace(Some(Halt::Stopped));
                 }
             }
             ended.await;
@@ -201,103 +245,84 @@ impl Runs {
 
     fn begin(&self, admitted: Admitted, dispatch: &wire::Dispatch) {
         let Admitted { key, job } = admitted;
-        let received = self
-            .0
-            .ledger()
-            .receive(key, job.expires, dispatch.encode_to_vec().into());
-        if let Err(error) = received {
-            // Nothing was promised: the collector offers it again.
-            tracing::error!(job = %key.job, request_id = job.request_id, error = %chain(&error), "a job cannot be taken");
-            return;
-        }
+        let encoded = Bytes::from(dispatch.encode_to_vec());
+        let received = self.0.ledger().receive(key, job.expires, encoded.clone());
+        let unkept = (!self.0.in_ledger(&received)).then_some(encoded);
         tracing::info!(
             job = %key.job, request_id = job.request_id, operator = job.operator,
             "job admitted"
         );
-        let (cancel, cancelled) = watch::channel(None);
-        self.0.active().insert(key, cancel);
+        let halts = self.0.activate(key);
         let runs = self.clone();
         self.0.around.tasks.spawn("run", async move {
-            let report = runs.0.execute(key, &job, cancelled).await;
-            tracing::info!(
-                job = %key.job, request_id = job.request_id, outcome = ?report.outcome,
-                exit_code = report.exit_code, signal = report.signal, reason = report.reason,
-                "run finished"
-            );
-            runs.0.report(key, job.expires, report).await;
-            runs.0.active().remove(&key);
-            runs.0.ended.notify_one();
-            runs.0.ended.notify_waiters();
+            if let Some(report) = runs.0.execute(key, &job, unkept, halts).await {
+                tracing::info!(
+                    job = %key.job, request_id = job.request_id, outcome = ?report.outcome,
+                    exit_code = report.exit_code, signal = report.signal, reason = report.reason,
+                    "run finished"
+                );
+                runs.0.report(key, job.expires, report).await;
+            }
+            runs.0.done(&key);
         });
     }
 
     fn refuse(&self, refused: admit::Refused, now: Timestamp) {
+        let shared = &self.0;
+        let spool = &shared.around.spool;
         let reason = chain(&refused.refusal).to_string();
-        let job = refused
-            .key
-            .map(|key| key.job.to_string())
-            .unwrap_or_default();
-        tracing::warn!(job, request_id = refused.request_id, reason, "job refused");
-        let spool = &self.0.around.spool;
-        if let Err(error) = spool.event(now, "job_refused", &format!("job {job}: {reason}")) {
-            tracing::error!(error = %chain(&error), "an event cannot be stored");
-        }
         let Some(key) = refused.key else {
+            spool.complain(now, "job_refused", &format!("job refused: {reason}"));
             return;
         };
-        if self.0.active().contains_key(&key) {
+        // A run that was taken has its own report, and its own alone.
+        if shared.active().contains_key(&key) {
             return;
         }
-        let known = self.0.ledger().get(&key).map(|run| run.stage.clone());
-        match known {
-            // A run that was taken has its own report, and its own alone; the collector may have lost it.
-            Some(Stage::Acked(report)) if matches!(refused.refusal, Refusal::Replay) => {
-                self.spawn_spooling(key, report);
+        let known = shared.ledger().get(&key).cloned();
+        let expires = match known.map(|run| (run.stage, run.expires)) {
+            // The collector may have lost it.
+            Some((Stage::Acked(report), _)) => {
+                if matches!(refused.refusal, Refusal::Replay) && spool.takes_jobs() {
+                    self.spawn_spooling(key, report);
+                }
                 return;
             }
-            Some(Stage::Received(_)) => {}
-            Some(_) => return,
-            None => {}
-        }
-        let report = ended(key, RunOutcome::Rejected, reason, now, now);
-        if let Some(Stage::Received(_)) = known {
             // It was taken by the agent before this one, and its time passed meanwhile.
-            let shared = Arc::clone(&self.0);
-            self.0.around.tasks.spawn(
-                "report",
-                async move { shared.report(key, now, report).await },
-            );
-        } else if let Err(error) = spool.append(now, Body::Finished(report)) {
-            tracing::error!(error = %chain(&error), "a refusal cannot be stored");
+            Some((Stage::Received(_), expires)) => Some(expires),
+            Some(_) => return,
+            None => refused.expires,
+        };
+        let request = &refused.request_id;
+        let message = format!("job {} {request} refused: {reason}", key.job);
+        spool.complain(now, "job_refused", &message);
+        let report = ended(key, RunOutcome::Rejected, reason, now, now);
+        if let Some(expires) = expires {
+            // It is over, and stays over when it is offered again.
+            let _halts = shared.activate(key);
+            let shared = Arc::clone(shared);
+            self.0.around.tasks.spawn("report", async move {
+                shared.report(key, expires, report).await;
+                shared.done(&key);
+            });
+        } else if spool.takes_jobs() {
+            // Of a job that nobody signed nothing is remembered: it must not stand in the way of a real one.
+            let stored = spool.append(now, Body::Finished(report));
+            shared.in_spool(&stored);
         }
     }
 
     /// Reports a run whose end nobody saw, once nothing of it is left.
     fn settle(&self, key: RunKey, expires: Timestamp, at: Timestamp, process: Option<Process>) {
-        let (cancel, _) = watch::channel(None);
-        self.0.active().insert(key, cancel);
-        let runs = self.clone();
+        let _halts = self.0.activate(key);
+        let shared = Arc::clone(&self.0);
         self.0.around.tasks.spawn("settle", async move {
-            let shared = &runs.0;
-            let mark = shared.mark(&key);
-            loop {
-                match leftover::kill(&mark, process.as_ref()).await {
-                    Ok(killed) => {
-                        tracing::warn!(job = %key.job, killed, "a run was cut short by the agent's end");
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::error!(job = %key.job, %error, "a run cannot be settled");
-                        tokio::time::sleep(KILL_AGAIN).await;
-                    }
-                }
-            }
+            shared.kill_rest(&key, process.as_ref()).await;
             let now = shared.around.clock.now();
             let reason = "the agent ended while it ran".to_owned();
-            shared.report(key, expires, ended(key, RunOutcome::Unknown, reason, at, now)).await;
-            shared.active().remove(&key);
-            shared.ended.notify_one();
-            shared.ended.notify_waiters();
+            let report = ended(key, RunOutcome::Unknown, reason, at, now);
+            shared.report(key, expires, report).await;
+            shared.done(&key);
         });
     }
 
@@ -310,168 +335,73 @@ impl Runs {
     }
 }
 
-/// The newest time an operator has signed.
-fn newest(policy: &TrustedPolicy, freshness: Option<&Freshness>) -> Timestamp {
-    let created = policy.policy().created;
-    freshness.map_or(created, |freshness| created.max(freshness.issued))
-}
-
 impl Shared {
-    async fn execute(
-        &self,
-        key: RunKey,
-        job: &Job,
-        cancelled: watch::Receiver<Option<String>>,
-    ) -> Finished {
+    /// What a dispatch is judged by, as if there were room for all.
+    fn view<T>(&self, wall: Timestamp, judge: impl FnOnce(View<'_>) -> T) -> T {
         let around = &self.around;
-        let mut waiting = cancelled.clone();
-        if let Some(reason) = self.wait_for(job.not_before, &mut waiting).await {
-            let now = around.clock.now();
-            return ended(key, RunOutcome::Cancelled, reason, now, now);
-        }
-        let at = around.clock.now();
-        if around.trust.now(at) >= job.expires {
-            let reason = format!("the job expired at {} before it could begin", job.expires);
-            return ended(key, RunOutcome::Rejected, reason, at, at);
-        }
-        let started = self.ledger().start(key, at);
-        if let Err(error) = started {
-            let reason = format!("it cannot be promised to run once: {}", chain(&error));
-            return ended(key, RunOutcome::FailedToStart, reason, at, at);
-        }
-        let plan = Plan {
-            action: job.action.clone(),
-            mark: self.mark(&key),
-            job: key.job.to_string(),
-            timeout: job.timeout,
-            grace: job.kill_grace,
-            output_limit_bytes: job.output_limit_bytes.min(around.output_limit_bytes),
-            scripts: around.scripts.clone(),
-            stop_grace: around.stop_grace,
+        let (horizon, since) = {
+            let ledger = self.ledger();
+            (ledger.horizon(), ledger.since())
         };
-        let execution = match Execution::start(plan).await {
-            Ok(execution) => execution,
-            Err(error) => {
-                let now = around.clock.now();
-                let reason = chain(&error).to_string();
-                return ended(key, RunOutcome::FailedToStart, reason, at, now);
-            }
-        };
-        let identity = execution.identity();
-        tracing::info!(
-            job = %key.job, request_id = job.request_id, pid = identity.pid,
-            "run started"
-        );
-        let process = Process {
-            pid: identity.pid,
-            start_ticks: identity.start_ticks,
-            boot_id: leftover::boot_id().unwrap_or_default(),
-        };
-        if let Err(error) = self.ledger().process(key, process) {
-            tracing::error!(error = %chain(&error), "the ledger cannot be written");
-        }
-        let start = Body::Started(Started {
-            run: key,
-            pid: identity.pid,
-        });
-        if let Err(error) = around.spool.append(at, start) {
-            tracing::error!(error = %chain(&error), "the start of a run cannot be stored");
-        }
-        let (spool, clock) = (Arc::clone(&around.spool), around.clock.clone());
-        let sink = move |piece: Piece| {
-            let Piece {
-                stream,
-                offset,
-                data,
-            } = piece;
-            let output = Output {
-                run: key,
-                stream,
-                offset,
-                data,
-            };
-            match spool.append(clock.now(), Body::Output(output)) {
-                Ok(_) => true,
-                Err(SpoolError::Full(_)) => false,
-                Err(error) => {
-                    tracing::error!(error = %chain(&error), "output cannot be stored");
-                    false
-                }
-            }
-        };
-        let ending = execution.finish(sink, stop_of(cancelled)).await;
-        let now = around.clock.now();
-        match ending {
-            Ok(ending) => finished(key, ending, at, now),
-            Err(error) => {
-                let reason = format!("its end could not be seen: {error}");
-                ended(key, RunOutcome::Unknown, reason, at, now)
-            }
-        }
+        around.trust.with(wall, |policy, freshness, now| {
+            judge(View {
+                own: &around.own,
+                policy,
+                freshness,
+                now,
+                horizon,
+                since,
+                active: 0,
+                // What was granted on a connection that broke may come over the next one as well.
+                most: around.capacity * 2,
+                room: true,
+            })
+        })
     }
 
-    /// Waits until a job may begin; the reason when it was cancelled before.
-    async fn wait_for(
-        &self,
-        not_before: Timestamp,
-        cancelled: &mut watch::Receiver<Option<String>>,
-    ) -> Option<String> {
+    /// Kills what is left of a run, however long that takes.
+    async fn kill_rest(&self, key: &RunKey, process: Option<&Process>) {
+        let mark = self.mark(key);
         loop {
-            if let Some(reason) = cancelled.borrow_and_update().clone() {
-                return Some(reason);
-            }
-            let now = self.around.trust.now(self.around.clock.now());
-            if now >= not_before {
-                return None;
-            }
-            // In steps, since the wall clock may be set meanwhile.
-            let step = not_before.since(now).min(Duration::from_secs(10));
-            tokio::time::timeout(step, cancelled.changed()).await.ok();
-        }
-    }
-
-    /// Makes a report durable: in the ledger, then in the spool.
-    async fn report(&self, key: RunKey, expires: Timestamp, report: Finished) {
-        let time = report.finished;
-        let record = Record {
-            seq: 0,
-            time,
-            body: Body::Finished(report),
-        };
-        let encoded = record.encode(&mut Encoder::new());
-        loop {
-            let stored = self.ledger().finish(key, expires, encoded.clone());
-            match stored {
-                Ok(()) => break,
+            match leftover::kill(&mark, process).await {
+                Ok(killed) => {
+                    tracing::warn!(job = %key.job, killed, "a run ended unseen, nothing of it is left");
+                    return;
+                }
                 Err(error) => {
-                    tracing::error!(error = %chain(&error), "a report waits for the ledger");
-                    tokio::time::sleep(STORE_AGAIN).await;
+                    tracing::error!(job = %key.job, %error, "a run cannot be settled");
+                    tokio::time::sleep(KILL_AGAIN).await;
                 }
             }
         }
-        self.spool_report(key, encoded).await;
     }
 
-    async fn spool_report(&self, key: RunKey, encoded: Bytes) {
-        let record = match Record::decode(encoded, &mut Decoder::new()) {
-            Ok(record) => record,
-            Err(error) => {
-                tracing::error!(job = %key.job, error = %chain(&error), "a report in the ledger is not readable");
-                return;
-            }
-        };
-        let seq = loop {
-            match self.around.spool.append(record.time, record.body.clone()) {
-                Ok(seq) => break seq,
-                Err(error) => {
-                    tracing::error!(error = %chain(&error), "a report waits for the spool");
-                    tokio::time::sleep(STORE_AGAIN).await;
-                }
-            }
-        };
-        if let Err(error) = self.ledger().spooled(key, seq) {
-            tracing::error!(error = %chain(&error), "the ledger cannot be written");
-        }
+    fn activate(&self, key: RunKey) -> Halts {
+        let (halt, halts) = watch::channel(None);
+        self.active().insert(key, halt);
+        halts
+    }
+
+    fn done(&self, key: &RunKey) {
+        self.active().remove(key);
+        self.ended.notify_one();
+        self.ended.notify_waiters();
+    }
+
+    /// Whether the ledger took it; says so when that changes.
+    fn in_ledger<T>(&self, kept: &Result<T, LedgerError>) -> bool {
+        self.note(&self.ledger_keeps, kept)
+    }
+
+    /// Whether the spool took it; says so when that changes.
+    fn in_spool<T>(&self, kept: &Result<T, SpoolError>) -> bool {
+        self.note(&self.spool_keeps, kept)
+    }
+
+    fn note<T, E: std::error::Error>(&self, keeps: &Mutex<Storing>, kept: &Result<T, E>) -> bool {
+        let now = self.around.clock.now();
+        let mut keeps = keeps.lock().unwrap_or_else(PoisonError::into_inner);
+        keeps.note(kept, now, &self.around.spool)
     }
 
     /// The run's name in its programs' environment: several agents may share a host.
@@ -487,61 +417,8 @@ impl Shared {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn active(&self) -> MutexGuard<'_, BTreeMap<RunKey, watch::Sender<Option<String>>>> {
+    fn active(&self) -> MutexGuard<'_, BTreeMap<RunKey, watch::Sender<Option<Halt>>>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Resolves with the reason when the run is to be stopped.
-async fn stop_of(mut cancelled: watch::Receiver<Option<String>>) -> crate::exec::Stop {
-    loop {
-        if let Some(reason) = cancelled.borrow_and_update().clone() {
-            let hurried = reason == STOPPED;
-            return crate::exec::Stop { reason, hurried };
-        }
-        if cancelled.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-fn ended(
-    run: RunKey,
-    outcome: RunOutcome,
-    mut reason: String,
-    started: Timestamp,
-    finished: Timestamp,
-) -> Finished {
-    let limit = nexus_proto::limits::REASON_BYTES / 4;
-    if reason.len() > limit {
-        reason = reason.chars().take(limit / 4).collect();
-    }
-    Finished {
-        run,
-        outcome,
-        exit_code: None,
-        signal: None,
-        reason,
-        stdout_bytes: 0,
-        stderr_bytes: 0,
-        stdout_dropped_bytes: 0,
-        stderr_dropped_bytes: 0,
-        started,
-        finished,
-    }
-}
-
-fn finished(run: RunKey, ending: Ending, started: Timestamp, finished: Timestamp) -> Finished {
-    let [stdout_bytes, stderr_bytes] = ending.produced;
-    let [stdout_dropped_bytes, stderr_dropped_bytes] = ending.dropped;
-    Finished {
-        exit_code: ending.exit_code,
-        signal: ending.signal,
-        stdout_bytes,
-        stderr_bytes,
-        stdout_dropped_bytes,
-        stderr_dropped_bytes,
-        ..ended(run, ending.outcome, ending.reason, started, finished)
     }
 }
 

@@ -13,6 +13,7 @@ mod lane;
 mod marks;
 mod mend;
 mod open;
+mod ration;
 mod reader;
 mod segment;
 
@@ -35,7 +36,7 @@ use nexus_runtime::errors::chain;
 use tokio::sync::Notify;
 
 pub use self::{lane::LaneConfig, open::Finding};
-use self::{lane::LaneLog, mend::Bad, reader::Reader};
+use self::{lane::LaneLog, mend::Bad, ration::Ration, reader::Reader};
 
 /// The file of what inventory is stored or on its way: a line `KIND HEX` each.
 const SECTIONS: &str = "sections";
@@ -109,6 +110,7 @@ pub struct Spool {
     acked: Notify,
     /// Kinds of inventory that have to be looked at again, since a file of theirs was lost.
     lost_sections: Mutex<Vec<String>>,
+    complaints: Mutex<BTreeMap<&'static str, Ration>>,
 }
 
 impl Spool {
@@ -146,6 +148,7 @@ impl Spool {
             changed: Default::default(),
             acked: Notify::new(),
             lost_sections: Mutex::default(),
+            complaints: Mutex::default(),
         };
         for finding in &findings {
             if finding.kind == "spool_quarantined" {
@@ -189,6 +192,26 @@ impl Spool {
                 message,
             }),
         )
+    }
+
+    /// Logs and stores an event that a collector can cause as often as it likes: while there is room, and not more
+    /// often than anybody reads it.
+    pub fn complain(&self, now: Timestamp, kind: &'static str, message: &str) {
+        let ration = lock(&self.complaints).entry(kind).or_default().take(now);
+        let Some(withheld) = ration else {
+            tracing::debug!(kind, "{message}");
+            return;
+        };
+        tracing::warn!(kind, withheld, "{message}");
+        let message = match withheld {
+            0 => message.to_owned(),
+            withheld => format!("{message} ({withheld} more before it were not kept)"),
+        };
+        if self.takes_jobs()
+            && let Err(error) = self.event(now, kind, &message)
+        {
+            tracing::error!(error = %chain(&error), "an event cannot be stored");
+        }
     }
 
     /// Whether there is room for the results of another job: at least a quarter of the lane.

@@ -2,10 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use nexus_proto::time::Timestamp;
+use nexus_runtime::errors::chain;
 use tokio::sync::Notify;
+
+use crate::spool::Spool;
 
 /// Troubles by what they are about.
 #[derive(Debug, Default)]
@@ -45,5 +49,63 @@ impl Troubles {
 
     fn lasting(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
         self.lasting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says once that something cannot be stored, and once that it can be again: what was missed meanwhile is an
+/// event, so that the hole is explained where it shows.
+#[derive(Debug)]
+pub(crate) struct Storing {
+    what: &'static str,
+    troubles: Arc<Troubles>,
+    since: Option<Timestamp>,
+    missed: u64,
+}
+
+impl Storing {
+    pub(crate) fn new(what: &'static str, troubles: Arc<Troubles>) -> Self {
+        Self {
+            what,
+            troubles,
+            since: None,
+            missed: 0,
+        }
+    }
+
+    /// Whether it was stored.
+    pub(crate) fn note<T, E: std::error::Error>(
+        &mut self,
+        stored: &Result<T, E>,
+        now: Timestamp,
+        spool: &Spool,
+    ) -> bool {
+        let what = self.what;
+        match (stored, self.since) {
+            (Err(error), since) => {
+                if since.is_none() {
+                    let why = chain(error).to_string();
+                    tracing::error!(error = why, "{what} cannot be stored");
+                    self.troubles.begin(what, why);
+                    self.since = Some(now);
+                }
+                self.missed += 1;
+                false
+            }
+            (Ok(_), None) => true,
+            (Ok(_), Some(since)) => {
+                let message = format!(
+                    "{what} could not be stored from {since} to {now}; {} tries failed",
+                    self.missed
+                );
+                tracing::info!("{message}");
+                if let Err(error) = spool.event(now, "spool_recovered", &message) {
+                    tracing::error!(error = %chain(&error), "an event cannot be stored");
+                }
+                self.troubles.end(what);
+                self.since = None;
+                self.missed = 0;
+                true
+            }
+        }
     }
 }

@@ -89,7 +89,8 @@ pub const JOB_ARGS: usize = 4096;
 pub const RUN_OUTPUT_BYTES: u64 = 64 * 1024 * 1024;
 /// The most output a job may ask to be kept of one run.
 pub const RUN_OUTPUT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-/// Jobs one agent runs or holds at the same time.
+/// Jobs one agent runs at the same time, and asks for in advance. Twice as many may be held, when a connection
+/// broke with some under way.
 pub const CONCURRENT_RUNS: u32 = 16;
 
 /// Bytes of an encoded certificate signing request.

@@ -87,7 +87,7 @@ impl Scene {
         &self,
         dispatch: &wire::Dispatch,
         change: impl FnOnce(&mut View<'_>),
-    ) -> Result<Admitted, Refused> {
+    ) -> Result<Admitted, Box<Refused>> {
         self.judge_as(&self.own, dispatch, change)
     }
 
@@ -96,7 +96,7 @@ impl Scene {
         own: &Target,
         dispatch: &wire::Dispatch,
         change: impl FnOnce(&mut View<'_>),
-    ) -> Result<Admitted, Refused> {
+    ) -> Result<Admitted, Box<Refused>> {
         let freshness = self.policy.verify_freshness(&self.freshness, T).unwrap();
         let mut view = View {
             own,
@@ -104,8 +104,9 @@ impl Scene {
             freshness: Some(&freshness),
             now: T,
             horizon: Timestamp(0),
+            since: Timestamp(0),
             active: 0,
-            capacity: 16,
+            most: 16,
             room: true,
         };
         change(&mut view);
@@ -129,11 +130,12 @@ fn refuses_everything_else() {
     let dispatch = scene.dispatch(&job);
     let day = Duration::from_secs(86_400);
 
-    let refusal = |result: Result<Admitted, Refused>| result.unwrap_err().refusal;
+    let refusal = |result: Result<Admitted, Box<Refused>>| result.unwrap_err().refusal;
     let forged = other.dispatch(&job);
     let refused = scene.judge(&forged, |_| {}).unwrap_err();
     assert!(matches!(refused.refusal, Refusal::Job(_)));
     assert_eq!(refused.key, Some(RunKey::once(job.id)));
+    assert_eq!(refused.expires, None);
 
     let mut tampered = dispatch.clone();
     let envelope = tampered.job.as_mut().unwrap();
@@ -180,6 +182,15 @@ fn refuses_everything_else() {
         refusal(scene.judge(&dispatch, forgotten)),
         Refusal::Expired { .. }
     ));
+    let lost = |view: &mut View<'_>| view.since = T.before(Duration::from_secs(299));
+    let refused = scene.judge(&dispatch, lost).unwrap_err();
+    assert!(matches!(refused.refusal, Refusal::Forgotten { .. }));
+    assert_eq!(refused.expires, Some(job.expires));
+    scene
+        .judge(&dispatch, |view| {
+            view.since = T.before(Duration::from_secs(301))
+        })
+        .unwrap();
     let stale = |view: &mut View<'_>| view.now = T.after(day * 31);
     assert!(matches!(
         refusal(scene.judge(&dispatch, stale)),

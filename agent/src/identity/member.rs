@@ -89,13 +89,15 @@ impl Trust {
         (held.policy.version(), expires)
     }
 
-    /// Looks at both.
-    pub fn with<T>(&self, look: impl FnOnce(&TrustedPolicy, Option<&Freshness>) -> T) -> T {
+    /// Looks at both, and at what [`Trust::now`] makes of `wall`.
+    pub fn with<T>(
+        &self,
+        wall: Timestamp,
+        look: impl FnOnce(&TrustedPolicy, Option<&Freshness>, Timestamp) -> T,
+    ) -> T {
         let held = self.held();
-        look(
-            &held.policy,
-            held.freshness.as_ref().map(|(_, freshness)| freshness),
-        )
+        let freshness = held.freshness.as_ref().map(|(_, freshness)| freshness);
+        look(&held.policy, freshness, wall.max(held.newest))
     }
 
     /// Takes what the collector passes on and keeps it in `folder`; returns whether anything was new.

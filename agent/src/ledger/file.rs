@@ -13,6 +13,7 @@ use nexus_proto::{
     ids::{JobId, RunKey},
     time::Timestamp,
 };
+use nexus_runtime::errors::chain;
 
 use super::{LedgerError, Process};
 
@@ -51,6 +52,9 @@ pub(super) enum Entry {
     Horizon {
         at: Timestamp,
     },
+    Since {
+        at: Timestamp,
+    },
 }
 
 #[derive(Debug)]
@@ -59,54 +63,100 @@ pub(super) struct LedgerFile {
     path: PathBuf,
     file: File,
     bytes: u64,
+    end: End,
+}
+
+/// What stands behind the last good entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Clean,
+    /// Part of an entry that could be neither finished nor cut off.
+    Torn,
+    /// The file has to be written anew.
+    Damaged,
 }
 
 impl LedgerFile {
-    pub(super) fn open(dir: &Path) -> Result<Self, LedgerError> {
+    /// Opens it; `true`: it was not there.
+    pub(super) fn open(dir: &Path) -> Result<(Self, bool), LedgerError> {
         files::create_folder(dir)?;
         let path = dir.join(NAME);
-        if !path.exists() {
+        let new = !path.exists();
+        if new {
             files::write_private(dir, NAME, &header())?;
         }
         let file = open_end(&path)?;
-        Ok(Self {
+        let file = Self {
             dir: dir.to_owned(),
             path,
             file,
             bytes: 0,
-        })
+            end: End::Clean,
+        };
+        Ok((file, new))
     }
 
-    /// All entries; the file is cut behind the last good one.
-    pub(super) fn read(&mut self) -> Result<Vec<Entry>, LedgerError> {
+    /// All entries that are good; `true`: some before the last one were not, and the file must be written anew. Bad
+    /// bytes behind the last one are cut.
+    pub(super) fn read(&mut self) -> Result<(Vec<Entry>, bool), LedgerError> {
         let bytes = fs::read(&self.path).map_err(|source| self.fail("read", source))?;
         let mut rest = Bytes::from(bytes);
         let whole = rest.len();
         let head = rest.split_to(HEADER_BYTES.min(whole));
         let version = match head.strip_prefix(MAGIC) {
-            Some([low, high]) => u16::from_le_bytes([*low, *high]),
-            _ => return Err(LedgerError::Damaged(self.path.clone())),
+            Some([low, high]) => Some(u16::from_le_bytes([*low, *high])),
+            _ => None,
         };
-        if version > VERSION {
+        if version.is_some_and(|version| version > VERSION) {
             return Err(LedgerError::Newer(self.path.clone()));
         }
+        let mut damaged = !matches!(version, Some(1..));
         let mut entries = Vec::new();
         let mut good = HEADER_BYTES;
-        while let Some((entry, bytes)) = next(&mut rest) {
-            entries.push(entry);
-            good += bytes;
+        loop {
+            while let Some((entry, bytes)) = next(&mut rest) {
+                entries.push(entry);
+                good += bytes;
+            }
+            // An entry that follows shows that the bad one is no torn tail.
+            let Some(skip) = (1..rest.len()).find(|at| next(&mut rest.slice(*at..)).is_some())
+            else {
+                break;
+            };
+            tracing::error!(at = good, bytes = skip, "the ledger is damaged");
+            rest.advance(skip);
+            good += skip;
+            damaged = true;
         }
         self.bytes = u64::try_from(good).unwrap_or(u64::MAX);
-        if good < whole {
+        if damaged {
+            self.end = End::Damaged;
+        } else if good < whole {
             tracing::warn!(bytes = whole - good, "the ledger's torn tail is cut");
-            self.file
-                .set_len(self.bytes)
-                .map_err(|source| self.fail("cut", source))?;
-            self.file
-                .sync_all()
-                .map_err(|source| self.fail("fsync", source))?;
+            self.end = End::Torn;
+            self.cut()?;
         }
-        Ok(entries)
+        Ok((entries, damaged))
+    }
+
+    /// What it holds, whatever that is.
+    pub(super) fn damaged(&self) -> Vec<u8> {
+        fs::read(&self.path).unwrap_or_default()
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.end == End::Damaged
+    }
+
+    /// Cuts what is left of an entry that was not finished.
+    fn cut(&mut self) -> Result<(), LedgerError> {
+        if self.end == End::Torn {
+            let cut = self.file.set_len(self.bytes);
+            cut.and_then(|()| self.file.sync_all())
+                .map_err(|source| self.fail("cut", source))?;
+            self.end = End::Clean;
+        }
+        Ok(())
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -114,6 +164,10 @@ impl LedgerFile {
     }
 
     pub(super) fn append(&mut self, entry: &Entry, sync: bool) -> Result<(), LedgerError> {
+        if self.is_damaged() {
+            return Err(LedgerError::Damaged(self.path.clone()));
+        }
+        self.cut()?;
         let bytes = frame(entry);
         let written = self
             .file
@@ -121,7 +175,10 @@ impl LedgerFile {
             .and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
         if let Err(source) = written {
             // What was written of it must not stay in front of the next entry.
-            self.file.set_len(self.bytes).ok();
+            self.end = End::Torn;
+            if let Err(error) = self.cut() {
+                tracing::error!(error = %chain(&error), "nothing is added to the ledger until it can be cut");
+            }
             return Err(self.fail("write to", source));
         }
         self.bytes += u64::try_from(bytes.len()).unwrap_or(0);
@@ -136,7 +193,20 @@ impl LedgerFile {
         files::write_private(&self.dir, NAME, &bytes)?;
         self.file = open_end(&self.path)?;
         self.bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.end = End::Clean;
         Ok(())
+    }
+
+    /// A disk that takes nothing, and does not let go of what it took.
+    #[cfg(test)]
+    pub(super) fn break_it(&mut self) {
+        self.file = OpenOptions::new().append(true).open("/dev/full").unwrap();
+    }
+
+    /// The disk works again.
+    #[cfg(test)]
+    pub(super) fn mend_it(&mut self) {
+        self.file = open_end(&self.path).unwrap();
     }
 
     fn fail(&self, action: &'static str, source: io::Error) -> LedgerError {
@@ -179,7 +249,8 @@ fn next(rest: &mut Bytes) -> Option<(Entry, usize)> {
     let mut ahead = rest.clone();
     let length = usize::try_from(ahead.try_get_u32_le().ok()?).ok()?;
     let crc = ahead.try_get_u32_le().ok()?;
-    if ahead.len() < length {
+    // The kind is looked at first, so that looking for an entry in bad bytes costs little.
+    if ahead.len() < length || !matches!(ahead.first(), Some(1..=8)) {
         return None;
     }
     let body = ahead.split_to(length);
@@ -238,15 +309,22 @@ fn encode(entry: &Entry) -> Bytes {
             out.put_u8(7);
             out.put_i64_le(at.as_ms());
         }
+        Entry::Since { at } => {
+            out.put_u8(8);
+            out.put_i64_le(at.as_ms());
+        }
     }
     out.freeze()
 }
 
 fn decode(mut body: Bytes) -> Option<Entry> {
     let kind = body.try_get_u8().ok()?;
-    if kind == 7 {
-        return Some(Entry::Horizon {
-            at: Timestamp(body.try_get_i64_le().ok()?),
+    if let 7 | 8 = kind {
+        let at = Timestamp(body.try_get_i64_le().ok()?);
+        return Some(if kind == 7 {
+            Entry::Horizon { at }
+        } else {
+            Entry::Since { at }
         });
     }
     if body.len() < 16 {
@@ -264,7 +342,8 @@ fn decode(mut body: Bytes) -> Option<Entry> {
             Entry::Received {
                 key,
                 expires,
-                dispatch: body,
+                // A copy, so that what is remembered does not keep all of the file in memory.
+                dispatch: Bytes::copy_from_slice(&body),
             }
         }
         2 => Entry::Started {
@@ -289,7 +368,7 @@ fn decode(mut body: Bytes) -> Option<Entry> {
             Entry::Finished {
                 key,
                 expires,
-                report: body,
+                report: Bytes::copy_from_slice(&body),
             }
         }
         5 => Entry::Spooled {

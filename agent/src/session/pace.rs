@@ -75,9 +75,12 @@ impl Grants {
         Self(granted)
     }
 
-    /// One came.
-    pub(super) fn used(&mut self) {
+    /// One came; `false`: it was not asked for.
+    #[must_use]
+    pub(super) fn used(&mut self) -> bool {
+        let granted = self.0 > 0;
         self.0 = self.0.saturating_sub(1);
+        granted
     }
 
     /// How many more to grant now that the agent has room for `room`.
@@ -176,12 +179,13 @@ mod tests {
     fn grants_never_exceed_the_room() {
         let mut grants = Grants::new(4);
         assert_eq!(grants.top_up(4), None);
-        grants.used();
+        assert!(grants.used());
         assert_eq!(grants.top_up(3), None, "it runs");
         assert_eq!(grants.top_up(4), Some(1), "it ended");
-        for _ in 0..9 {
-            grants.used();
+        for _ in 0..4 {
+            assert!(grants.used());
         }
+        assert!(!grants.used(), "nobody asked for a fifth");
         assert_eq!(grants.top_up(2), Some(2));
     }
 

@@ -66,7 +66,7 @@ pub(super) async fn talk(
             () = stop.cancelled() => return Err(End::Stopped),
             frame = open.inbound.message() => match frame {
                 Ok(Some(frame)) => match control.take(frame) {
-                    Some(goodbye) => End::Goodbye(goodbye),
+                    Some(end) => end,
                     None => continue,
                 },
                 Ok(None) => End::Lost("the collector ended the session's call".to_owned()),
@@ -111,7 +111,7 @@ pub(super) async fn talk(
 struct Control<'a> {
     around: &'a Surroundings,
     grants: Grants,
-    /// Frames to send. Each kind stands in it once at most, but for what a trust update answers.
+    /// Frames to send. Each kind stands in it once at most.
     waiting: VecDeque<agent_frame::Kind>,
 }
 
@@ -119,8 +119,16 @@ impl Control<'_> {
     /// Tells the collector when there is room for more jobs.
     fn grant(&mut self) {
         if let Some(dispatches) = self.grants.top_up(self.around.runs.credit()) {
-            let credit = wire::DispatchCredit { dispatches };
-            self.waiting.push_back(agent_frame::Kind::Credit(credit));
+            let waits = self.waiting.iter_mut().find_map(|kind| match kind {
+                agent_frame::Kind::Credit(credit) => Some(credit),
+                _ => None,
+            });
+            if let Some(credit) = waits {
+                credit.dispatches = credit.dispatches.saturating_add(dispatches);
+            } else {
+                let credit = wire::DispatchCredit { dispatches };
+                self.waiting.push_back(agent_frame::Kind::Credit(credit));
+            }
         }
     }
 
@@ -133,12 +141,16 @@ impl Control<'_> {
             .push_back(agent_frame::Kind::Health(wire::Health { trouble }));
     }
 
-    fn take(&mut self, frame: wire::CollectorFrame) -> Option<Goodbye> {
+    /// Does what a frame asks for; why the session is over, if it is.
+    fn take(&mut self, frame: wire::CollectorFrame) -> Option<End> {
         let around = self.around;
         match frame.kind {
             Some(Kind::Dispatch(dispatch)) => {
-                self.grants.used();
-                around.runs.offer(dispatch);
+                if !self.grants.used() {
+                    let reason = "the collector sent a job that was not asked for";
+                    return Some(End::Lost(reason.to_owned()));
+                }
+                around.runs.offer(&dispatch);
             }
             Some(Kind::Cancel(cancel)) => match JobId::from_wire(&cancel.job_id) {
                 Ok(job) => around.runs.cancel(job, &cancel.reason),
@@ -149,7 +161,7 @@ impl Control<'_> {
                 tracing::debug!(labels = labels.labels.len(), "the node's labels changed");
             }
             Some(Kind::Section(section)) => around.wanted.ask(section.kinds),
-            Some(Kind::Goodbye(goodbye)) => return Some(goodbye.into()),
+            Some(Kind::Goodbye(goodbye)) => return Some(End::Goodbye(goodbye.into())),
             Some(Kind::Welcome(_)) => tracing::warn!("the collector said Welcome twice"),
             None => {
                 tracing::debug!("the collector sent a frame of a kind this version does not know")
@@ -165,11 +177,8 @@ impl Control<'_> {
             Ok(true) => {}
             Err(error) => {
                 let reason = errors::chain(&error).to_string();
-                tracing::warn!(reason, "a change of the signer policy was refused");
                 let now = self.around.clock.now();
-                if let Err(error) = self.around.spool.event(now, "trust_refused", &reason) {
-                    tracing::error!(error = %errors::chain(&error), "an event cannot be stored");
-                }
+                self.around.spool.complain(now, "trust_refused", &reason);
                 return;
             }
         }

@@ -104,7 +104,9 @@ fn take(around: &Surroundings, lane: Lane, seq: u64) -> Result<(), Status> {
         Ok(()) => {}
         Err(error @ SpoolError::Ack { .. }) => {
             let reason = errors::chain(&error).to_string();
-            tracing::error!(reason, "the collector's ack cannot be true");
+            around
+                .spool
+                .complain(around.clock.now(), "ack_refused", &reason);
             return Err(Status::out_of_range(reason));
         }
         // It is sent again after a restart, and the collector knows it by its seq.

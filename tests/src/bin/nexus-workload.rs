@@ -160,7 +160,7 @@ fn ledger(dir: &Path, mut chance: StdRng) -> Result<(), String> {
     let expires = START.after(Duration::from_secs(1_000_000));
     let mut now = START;
     for _ in 0..3 {
-        let mut ledger = Ledger::open(dir).map_err(fail)?;
+        let mut ledger = Ledger::open(dir, false, now).map_err(fail)?;
         for _ in 0..25 {
             now = now.after(Duration::from_secs(1));
             let key = RunKey::once(JobId::random());
