@@ -6,6 +6,7 @@ use nexus_pki::admission::PeerIdentity;
 use nexus_proto::{
     agent::v1::{self as wire, GoodbyeReason, collector_frame::Kind},
     ids::{NodeId, SessionId},
+    operator::v1::AuditRow,
 };
 use nexus_runtime::errors;
 use nexus_store::{
@@ -176,7 +177,7 @@ async fn open(
     let release = match hello::judge(&hello, &known) {
         Verdict::Welcome { release } => release,
         Verdict::Quarantine(reason) => {
-            quarantine(sessions, node, &reason).await?;
+            quarantine(sessions, remote, &reason).await?;
             return Err(Refused::new(
                 GoodbyeReason::Quarantined,
                 "quarantined",
@@ -276,7 +277,8 @@ async fn record(
 }
 
 /// Both holders of the identity lose their sessions, and the operator is told.
-async fn quarantine(sessions: &Sessions, node: NodeId, reason: &str) -> Result<(), Refused> {
+async fn quarantine(sessions: &Sessions, remote: &Remote, reason: &str) -> Result<(), Refused> {
+    let node = remote.node;
     let time_ms = sessions.clock.now().as_ms();
     let held = NodeHeld {
         node: node.to_wire(),
@@ -295,6 +297,17 @@ async fn quarantine(sessions: &Sessions, node: NodeId, reason: &str) -> Result<(
         .store
         .append(shard, vec![held.into(), noted.into()])
         .await?;
+    let detail = serde_json::json!({ "reason": reason, "from": remote.peer.remote.ip() });
+    let row = AuditRow {
+        time_ms,
+        actor: remote.identity.spiffe.to_string(),
+        action: "session".to_owned(),
+        subject: format!("nodes/{node}"),
+        decision: "refused".to_owned(),
+        detail: detail.to_string(),
+        ..AuditRow::default()
+    };
+    sessions.store.audit(row).await?;
     let end = End {
         reason: GoodbyeReason::Quarantined,
         message: reason.to_owned(),
