@@ -5,6 +5,9 @@
 #[path = "e2e/agent.rs"]
 mod agent;
 #[cfg(test)]
+#[path = "e2e/clones.rs"]
+mod clones;
+#[cfg(test)]
 #[path = "e2e/command_line.rs"]
 mod command_line;
 #[cfg(test)]
@@ -40,6 +43,9 @@ mod settings;
 #[cfg(test)]
 #[path = "e2e/soak.rs"]
 mod soak;
+#[cfg(test)]
+#[path = "e2e/starts.rs"]
+mod starts;
 #[cfg(test)]
 #[path = "e2e/stolen.rs"]
 mod stolen;

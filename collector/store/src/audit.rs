@@ -27,7 +27,7 @@ const COLUMNS: &str =
 /// Rows checked when the file is opened.
 const TAIL: u64 = 256;
 
-fn format() -> Format {
+pub(crate) fn format() -> Format {
     Format {
         name: "audit file",
         application: 0x4e58_4155,

@@ -161,6 +161,15 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
 }
 
 /// The file's format, 0 for an empty one; looks only, so that a refused file stays as it is.
+/// Fails if the file is of a later version, and at nothing else.
+pub(crate) fn refuse_newer(path: &Path, format: &Format) -> Result<(), StoreError> {
+    match inspect(path, format) {
+        Err(newer @ StoreError::Newer { .. }) => Err(newer),
+        // What else is wrong with it, its opening says or mends.
+        _ => Ok(()),
+    }
+}
+
 fn inspect(path: &Path, format: &Format) -> Result<i64, StoreError> {
     let size = fs::metadata(path)
         .map_err(StoreError::file("cannot read", path))?

@@ -28,7 +28,7 @@ const BATCH_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Rows checked when a log is opened. Older ones are checked when they are read.
 const TAIL: i64 = 64;
 
-fn format() -> Format {
+pub(crate) fn format() -> Format {
     Format {
         name: "record log",
         application: 0x4e58_4c47,

@@ -23,6 +23,7 @@ use crate::{
     control::{self, Control},
     db::{self, FolderLock},
     entry::{ControlEntry, Entry, Outcome, SlotTable},
+    log,
     query::{self, NodeMetrics, Places, QueryOptions, QueryStream},
     rows::{
         JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,
@@ -30,7 +31,7 @@ use crate::{
     },
     shard::{self, Shard, metrics},
     watch::Watches,
-    writer::Writer,
+    writer::{Projection as _, Writer},
 };
 
 /// Queries that run at the same time; more wait.
@@ -109,6 +110,21 @@ fn shard_folder(dir: &Path, shard: u16) -> PathBuf {
     dir.join("shards").join(shard.to_string())
 }
 
+/// State of a later version is refused as a whole, before a part of it is migrated or written to.
+fn refuse_newer(dir: &Path) -> Result<(), StoreError> {
+    let logs_and_rows = |folder: PathBuf, rows| {
+        db::refuse_newer(&folder.join("log.db"), &log::format())?;
+        db::refuse_newer(&folder.join("state.db"), &rows)
+    };
+    logs_and_rows(dir.join("control"), Control::format())?;
+    let mut number = 0;
+    while shard_folder(dir, number).exists() {
+        logs_and_rows(shard_folder(dir, number), Shard::format())?;
+        number += 1;
+    }
+    db::refuse_newer(&dir.join("audit.db"), &audit::format())
+}
+
 impl Store {
     /// Makes an empty store in a folder that holds none.
     pub fn create(dir: &Path, layout: Layout) -> Result<(), StoreError> {
@@ -167,6 +183,7 @@ impl Store {
             )));
         }
         let lock = db::lock_folder(dir)?;
+        refuse_newer(dir)?;
         let watches = Watches::default();
         let projection = Control::new(watches.clone());
         let control = Writer::start("control", &folder, clock.clone(), projection, Vec::new())?;

@@ -267,10 +267,18 @@ async fn only_what_an_operator_signed_for_this_node_and_time_runs_and_only_once(
     };
     scene.refused("no-proof", of.id, dispatch, "proof").await;
 
-    // Once, and not again: neither the same dispatch nor the same job under the same number.
+    // Once, and not again: neither the same dispatch nor the same job under another number.
     let (_, dispatch) = scene.runs_a_good_job().await;
     fs::remove_file(scene.marker("good")).unwrap();
-    scene.thief.say(Kind::Dispatch(dispatch)).await.unwrap();
+    for (occurrence, step, attempt) in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)] {
+        let again = wire::Dispatch {
+            occurrence,
+            step,
+            attempt,
+            ..dispatch.clone()
+        };
+        scene.thief.say(Kind::Dispatch(again)).await.unwrap();
+    }
     let after = make("after");
     let dispatch = scene.dispatch(sign(&after), &targets);
     scene.thief.say(Kind::Dispatch(dispatch)).await.unwrap();
