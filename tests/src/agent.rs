@@ -87,9 +87,35 @@ impl Agent {
 
     /// Starts it.
     pub async fn start(&mut self) -> Outcome {
+        self.start_by(&[]).await
+    }
+
+    /// Starts it by another program, which is to become it: `strace -DD …`.
+    pub async fn start_by(&mut self, starter: &[&str]) -> Outcome {
         let log = self.dir.with_extension("log");
-        self.process = Some(Process::start(self.command().await?.arg("run"), &log)?);
+        let mut command = self.command().await?;
+        if let Some((program, args)) = starter.split_first() {
+            let own = command.as_std();
+            let mut outer = Command::new(program);
+            outer.args(args).arg(own.get_program()).args(own.get_args());
+            for (name, value) in own.get_envs() {
+                match value {
+                    Some(value) => outer.env(name, value),
+                    None => outer.env_remove(name),
+                };
+            }
+            command = outer;
+        }
+        self.process = Some(Process::start(command.arg("run"), &log)?);
         Ok(())
+    }
+
+    /// Whether it runs still, as far as is known.
+    pub fn check(&mut self) -> Outcome {
+        match &mut self.process {
+            Some(process) => process.check(),
+            None => Err(Fault::new(format!("{} was not started", self.name))),
+        }
     }
 
     /// TERM and its end.

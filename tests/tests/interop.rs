@@ -28,3 +28,6 @@ mod prometheus;
 #[cfg(test)]
 #[path = "interop/sqlite.rs"]
 mod sqlite;
+#[cfg(test)]
+#[path = "interop/transitions.rs"]
+mod transitions;
