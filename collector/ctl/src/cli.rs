@@ -91,7 +91,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "D")]
     pub dir: Option<PathBuf>,
     /// How many agents
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = number::<u32, 1000>)]
     pub agents: u32,
     /// Stop everything after the tour
     #[arg(long)]
@@ -128,7 +128,7 @@ pub struct GetArgs {
     #[arg(long, value_name = "SELECTOR")]
     pub field_selector: Option<String>,
     /// At most so many
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = number::<u32, U32_MAX>)]
     pub limit: Option<u32>,
     /// As it was then: RFC 3339, now, or an age such as -10m
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
@@ -171,7 +171,7 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub as_of: Option<String>,
     /// At most so many rows
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = number::<u64, { u64::MAX }>)]
     pub limit: Option<u64>,
     /// Give up after this long [default: the collector's]
     #[arg(long, value_name = "SPAN", value_parser = parse_span)]
@@ -280,7 +280,7 @@ pub enum TokenCommand {
 #[derive(Debug, Args)]
 pub struct TokenCreateArgs {
     /// How many nodes may join with it
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = number::<u32, U32_MAX>)]
     pub uses: u32,
     /// How long it is good for
     #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = parse_span)]
@@ -344,4 +344,17 @@ fn parse_sha256(text: &str) -> Result<[u8; 32], String> {
         *byte = u8::from_str_radix(pair, 16).map_err(|_| why())?;
     }
     Ok(digest)
+}
+
+const U32_MAX: u64 = 4_294_967_295;
+
+/// A number from 1 to `MOST`.
+fn number<T: TryFrom<u64>, const MOST: u64>(text: &str) -> Result<T, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (1..=MOST).contains(number));
+    number
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| format!("`{text}` is no whole number from 1 to {MOST}"))
 }

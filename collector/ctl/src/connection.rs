@@ -101,7 +101,7 @@ impl Collector {
             .client
             .list_nodes(request)
             .await
-            .map_err(fault)?
+            .map_err(no_such_node)?
             .into_inner();
         let mut nodes = Vec::new();
         while let Some(message) = stream.message().await.map_err(fault)? {
@@ -227,6 +227,16 @@ pub(crate) fn fault(status: Status) -> Fault {
         .and_then(|hint| hint.to_str().ok());
     if let Some(hint) = hint.or(default_hint) {
         fault = fault.hint(hint);
+    }
+    fault
+}
+
+/// Of a call that names nodes.
+pub(crate) fn no_such_node(status: Status) -> Fault {
+    let missing = status.code() == Code::NotFound;
+    let fault = fault(status);
+    if missing && fault.hint.is_none() {
+        return fault.hint("`nexusctl get nodes` lists them");
     }
     fault
 }

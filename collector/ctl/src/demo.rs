@@ -53,7 +53,7 @@ pub(crate) async fn demo(session: &Session, args: &DemoArgs) -> Outcome<Exit> {
         other => other,
     };
     terminal::say("stopping …");
-    programs.stop(&mut interrupt).await;
+    programs.stop(interrupt.wait()).await;
     outcome
 }
 

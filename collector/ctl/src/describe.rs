@@ -13,7 +13,7 @@ use crate::{
     connection::Collector,
     fault::{Fault, Outcome},
     get,
-    names::{identifier, quoted},
+    names::{self, identifier, quoted},
     nodes,
     output::{self, Cell, Field, Format, Printer, Shown, Style},
     session::{Session, within},
@@ -47,8 +47,14 @@ pub(crate) async fn describe(session: &Session, args: &DescribeArgs) -> Outcome 
         if thing == Thing::Nodes {
             return node(session, args, &mut collector, name).await;
         }
+        let name = match thing {
+            Thing::Jobs | Thing::Tokens => {
+                names::whole_id(&mut collector, name, facts.plural, facts.singular).await?
+            }
+            _ => name.clone(),
+        };
         let wanted = get::Wanted {
-            names: vec![name.clone()],
+            names: vec![name],
             ..get::Wanted::default()
         };
         let (fields, rows) = get::lookup(&mut collector, thing, &wanted).await?;

@@ -150,8 +150,13 @@ async fn get_view(
 ) -> Outcome {
     let facts = thing.facts();
     let (fields, found) = lookup(collector, thing, wanted).await?;
+    let name = facts.names.first();
+    let name_field = fields
+        .iter()
+        .position(|field| Some(&field.key.as_str()) == name);
     let style = Style {
         name_prefix: format!("{}/", facts.singular),
+        name_field: name_field.unwrap_or(0),
         ..session.style(&args.output)
     };
     let format = style.format;

@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use nexus_proto::{
-    operator::v1::SetLabelsRequest,
+    operator::v1::{ListNodesRequest, SetLabelsRequest},
     selector::{check_key, check_value},
 };
 
 use crate::{
     cli::LabelArgs,
-    connection::fault,
+    connection::{Collector, no_such_node},
     fault::{Fault, Outcome},
     session::Session,
+    terminal,
     thing::Thing,
 };
 
@@ -28,6 +29,7 @@ pub(crate) async fn label(session: &Session, args: &LabelArgs) -> Outcome {
     let mut collector = session.connect().await?;
     let mut changed = Vec::new();
     for node in change.nodes {
+        warn_of_missing(&mut collector, &node, &change.remove).await?;
         let request = collector.request(SetLabelsRequest {
             node,
             set: change.set.clone().into_iter().collect::<HashMap<_, _>>(),
@@ -38,7 +40,7 @@ pub(crate) async fn label(session: &Session, args: &LabelArgs) -> Outcome {
             .client
             .set_labels(request)
             .await
-            .map_err(fault)?
+            .map_err(no_such_node)?
             .into_inner();
         changed.extend(answer.node);
     }
@@ -47,6 +49,23 @@ pub(crate) async fn label(session: &Session, args: &LabelArgs) -> Outcome {
         style.format = crate::output::Format::Wide;
     }
     crate::get::print_nodes(style, changed)
+}
+
+/// A label that is not there is no reason to fail, but it may be mistyped.
+async fn warn_of_missing(collector: &mut Collector, name: &str, remove: &[String]) -> Outcome {
+    if remove.is_empty() {
+        return Ok(());
+    }
+    let request = ListNodesRequest {
+        names: vec![name.to_owned()],
+        ..ListNodesRequest::default()
+    };
+    for node in collector.nodes(request).await? {
+        for key in remove.iter().filter(|key| !node.labels.contains_key(*key)) {
+            terminal::warn(&format!("node {} has no label `{key}`", node.name));
+        }
+    }
+    Ok(())
 }
 
 fn read(words: &[String]) -> Outcome<Change> {

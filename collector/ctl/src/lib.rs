@@ -49,7 +49,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
     let outcome = match Cli::try_parse_from(&args) {
         Ok(cli) => start(cli),
-        Err(error) => usage::explain(&error),
+        Err(error) => usage::explain(&error, &args),
     };
     match outcome {
         Ok(exit) => exit.code(),

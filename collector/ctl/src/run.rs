@@ -92,9 +92,8 @@ pub(crate) fn finish(
     match ending {
         Ending::Interrupted => {
             terminal::say(&format!(
-                "the job goes on; `nexusctl wait {job}` follows it again"
+                "hint: the job goes on; `nexusctl wait {job}` follows it again, `nexusctl cancel {job}` stops it"
             ));
-            terminal::say(&format!("hint: `nexusctl cancel {job}` stops it"));
             Ok(Exit::Interrupted)
         }
         Ending::TimedOut => {

@@ -2,7 +2,7 @@
 
 use std::{future::Future, io::IsTerminal as _, path::PathBuf, time::Duration};
 
-use nexus_proto::time::Timestamp;
+use nexus_proto::{limits, time::Timestamp};
 use nexus_runtime::clock::Clock;
 use uuid::Uuid;
 
@@ -92,6 +92,10 @@ impl Session {
         let Some(text) = time else { return Ok(None) };
         let time = when::parse_time(text, self.now())
             .map_err(|why| Fault::usage("command line: --as-of", why))?;
+        if time > self.now().after(limits::CLOCK_SKEW) {
+            let why = format!("{time} lies ahead: nothing is known of it");
+            return Err(Fault::usage("command line: --as-of", why));
+        }
         Ok(Some(time.as_ms()))
     }
 }

@@ -174,7 +174,7 @@ const TOKENS: Facts = Facts {
 const IDENTITIES: Facts = Facts {
     singular: "identity",
     plural: "identities",
-    names: &["spiffe_id", "serial"],
+    names: &["serial", "spiffe_id"],
     columns: &[
         ("serial", "SERIAL", Always),
         ("role", "ROLE", Always),

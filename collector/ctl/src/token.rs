@@ -1,6 +1,6 @@
 //! `nexusctl token create|revoke`: tokens are signed here and registered there.
 
-use nexus_pki::token::{self, JoinToken};
+use nexus_pki::token::{self, JoinToken, Token};
 use nexus_proto::{
     ids::TokenId,
     operator::v1::{CreateTokenRequest, GetTrustRequest, RevokeTokenRequest},
@@ -99,9 +99,15 @@ pub(crate) async fn issue(
 }
 
 pub(crate) async fn revoke(session: &Session, word: &str) -> Outcome {
+    let secret = id_of(word)?;
     let mut collector = session.connect().await?;
-    let text = names::whole_id(&mut collector, word, "tokens", "token").await?;
-    let id: TokenId = text.parse().doing(format!("token {word}"))?;
+    let id = match secret {
+        Some(id) => id,
+        None => {
+            let text = names::whole_id(&mut collector, word, "tokens", "token").await?;
+            text.parse().doing(format!("token {word}"))?
+        }
+    };
     let request = collector.request(RevokeTokenRequest {
         token_id: id.to_wire(),
     });
@@ -112,6 +118,19 @@ pub(crate) async fn revoke(session: &Session, word: &str) -> Outcome {
         .map_err(fault)?;
     terminal::say(&format!("token {id} revoked"));
     Ok(())
+}
+
+/// The id within a token itself, which is not repeated: it is a secret.
+fn id_of(word: &str) -> Outcome<Option<TokenId>> {
+    let text = word.strip_prefix("token/").unwrap_or(word);
+    if !text.starts_with(token::PREFIX) {
+        return Ok(None);
+    }
+    let token = Token::parse(text).map_err(|_| {
+        Fault::new("token revoke", "part of the token is missing or changed")
+            .hint("`nexusctl get tokens` lists the ids of tokens")
+    })?;
+    Ok(Some(token.claims().id))
 }
 
 /// `HOST:PORT`

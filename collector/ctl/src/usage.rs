@@ -1,15 +1,21 @@
 //! What clap says of a command line, in our form: one `error:` line and a `hint:`.
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::ffi::OsString;
+
+use clap::{
+    CommandFactory as _,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use nexus_runtime::command_line::Mistake;
 
 use crate::{
+    cli::Cli,
     fault::{Exit, Fault, Outcome},
     output,
 };
 
 /// Help and version are answers; anything else is a fault of exit code 2.
-pub(crate) fn explain(error: &clap::Error) -> Outcome<Exit> {
+pub(crate) fn explain(error: &clap::Error, args: &[OsString]) -> Outcome<Exit> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             output::line(error.render().to_string().trim_end())?;
@@ -21,19 +27,38 @@ pub(crate) fn explain(error: &clap::Error) -> Outcome<Exit> {
             Ok(Exit::Usage)
         }
         _ => Err(match Mistake::of(error, "nexusctl") {
-            Some(mistake) => fault(error, &mistake),
+            Some(mistake) => fault(error, mistake, args),
             None => Fault::usage("command line", error),
         }),
     }
 }
 
-fn fault(error: &clap::Error, mistake: &Mistake) -> Fault {
+fn fault(error: &clap::Error, mut mistake: Mistake, args: &[OsString]) -> Fault {
+    // A value that is not understood comes without the usage of its command.
+    if mistake.command == "nexusctl" {
+        mistake.command = command(args);
+    }
     let hint = if mistake.command == "nexusctl run" && is_bare_word(error) {
         "put the command after `--`: nexusctl run --all -- uname -r".to_owned()
     } else {
         mistake.hint()
     };
     Fault::usage("command line", mistake.why.clone()).hint(hint)
+}
+
+/// `nexusctl token create` out of a command line.
+fn command(args: &[OsString]) -> String {
+    let mut path = "nexusctl".to_owned();
+    let root = Cli::command();
+    let mut at = &root;
+    let words = args.iter().skip(1).take_while(|word| *word != "--");
+    for next in words.filter_map(|word| word.to_str()) {
+        if let Some(found) = at.find_subcommand(next) {
+            path = format!("{path} {next}");
+            at = found;
+        }
+    }
+    path
 }
 
 /// An argument that is no flag: in `run` it is the beginning of the command.
@@ -45,14 +70,14 @@ fn is_bare_word(error: &clap::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory as _, Parser as _};
+    use clap::Parser as _;
 
     use super::*;
-    use crate::cli::Cli;
 
     fn said(words: &[&str]) -> (String, Option<String>) {
         let args = ["nexusctl"].iter().chain(words);
-        let fault = explain(&Cli::try_parse_from(args).unwrap_err()).unwrap_err();
+        let args: Vec<_> = args.map(OsString::from).collect();
+        let fault = explain(&Cli::try_parse_from(&args).unwrap_err(), &args).unwrap_err();
         assert_eq!(fault.exit, Exit::Usage);
         (fault.to_string(), fault.hint)
     }
@@ -84,5 +109,30 @@ mod tests {
         assert!(!error.contains('\n'));
         let (error, _) = said(&["run", "--all", "--nodes", "a", "--", "true"]);
         assert!(error.contains("cannot be used with"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_number_is_named_with_the_command_it_was_for() {
+        let wrong = |words: &[&str], error: &str, command: &str| {
+            let (said, hint) = said(words);
+            assert!(said.ends_with(error), "{said}");
+            assert_eq!(hint.unwrap(), format!("see `{command} --help`"));
+        };
+        let least = "`0` is no whole number from 1 to 4294967295";
+        wrong(
+            &["token", "create", "--uses", "0"],
+            least,
+            "nexusctl token create",
+        );
+        let words = "`x` is no whole number from 1 to 4294967295";
+        wrong(&["get", "nodes", "--limit", "x"], words, "nexusctl get");
+        let words = "`x` is no whole number from 1 to 1000";
+        wrong(&["demo", "--agents", "x"], words, "nexusctl demo");
+        let words = "`-1` is no whole number from 1 to 18446744073709551615";
+        wrong(
+            &["query", "SELECT 1", "--limit=-1"],
+            words,
+            "nexusctl query",
+        );
     }
 }

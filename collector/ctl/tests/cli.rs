@@ -33,6 +33,9 @@ mod terminal;
 #[cfg(test)]
 #[path = "cli/trust.rs"]
 mod trust;
+#[cfg(test)]
+#[path = "cli/words.rs"]
+mod words;
 
 use fake::Fake;
 
@@ -163,7 +166,10 @@ async fn nodes_in_every_format() {
     let missing = world.run(&["get", "node/nope"]).await;
     assert_eq!(
         (code(&missing), err(&missing).as_str()),
-        (1, "error: node nope: there is no such node\n")
+        (
+            1,
+            "error: node nope: there is no such node\nhint: `nexusctl get nodes` lists them\n"
+        )
     );
     let seen = world.fake.seen.lock().unwrap();
     assert!(seen.request_ids.iter().all(|id| id.len() == 36));
@@ -284,7 +290,11 @@ async fn an_interrupt_says_that_the_job_goes_on() {
     interrupt(&child);
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(code(&output), 130);
-    assert!(err(&output).contains("the job goes on"), "{}", err(&output));
+    assert!(
+        err(&output).contains("hint: the job goes on"),
+        "{}",
+        err(&output)
+    );
     assert!(err(&output).contains("nexusctl cancel "));
 }
 

@@ -295,4 +295,10 @@ async fn one_of_two_fails_and_the_counts_add_up() {
             (&Value::Null, &err.len().into())
         );
     }
+    let (said, _) = fleet.job(&["--nodes", "beta"], &["false"]).await.unwrap();
+    assert_eq!(said.code, 3, "{said:?}");
+    let jobs = fleet.ctl.json(&["get", "jobs"]).await.unwrap();
+    let succeeded = jobs.as_array().unwrap().iter();
+    let succeeded: Vec<_> = succeeded.map(|job| &job["succeeded"]).collect();
+    assert_eq!(succeeded, [&Value::from(0), &Value::from(1)], "{jobs}");
 }

@@ -4,6 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    pin::pin,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -14,7 +15,6 @@ use tokio::process::{Child, Command};
 use super::folder::Folder;
 use crate::{
     fault::{Context as _, Fault, Outcome},
-    run::follow::Interrupt,
     terminal,
 };
 
@@ -222,31 +222,23 @@ impl Programs {
     }
 
     /// Agents first, then the collector: TERM, and KILL for the whole group of one that does not end in
-    /// time or before the user asks again.
-    pub(super) async fn stop(&mut self, interrupt: &mut Interrupt) {
+    /// time. Whoever asks again waits for nothing any more.
+    pub(super) async fn stop(&mut self, again: impl Future<Output = ()>) {
         let (collectors, agents): (Vec<_>, Vec<_>) = self
             .list
             .drain(..)
             .partition(|program| program.label == "collector");
+        let mut again = pin!(again);
+        let mut at_once = false;
         for mut group in [agents, collectors] {
-            for program in &mut group {
-                if look(program).is_none() {
-                    send(program.pid, Signal::TERM);
-                }
-            }
-            let all = async {
-                for program in &mut group {
-                    drop(program.child.wait().await);
-                }
-            };
-            tokio::select! {
-                () = all => continue,
-                () = tokio::time::sleep(GRACE) => {}
-                () = interrupt.wait() => {}
+            if !at_once {
+                at_once = end(&mut group, again.as_mut()).await;
             }
             for program in &mut group {
                 if look(program).is_none() {
-                    terminal::warn(&format!("{} does not end; killing it", program.label));
+                    if !at_once {
+                        terminal::warn(&format!("{} does not end; killing it", program.label));
+                    }
                     if let Some(pid) = pid(program.pid) {
                         report(kill_process_group(pid, Signal::KILL), program.pid);
                     }
@@ -254,7 +246,29 @@ impl Programs {
                 }
             }
         }
+        if at_once {
+            terminal::say("killed what still ran");
+        }
         drop(fs::remove_file(&self.pids_file));
+    }
+}
+
+/// TERM, and time to obey it; true when nobody wants to wait for that.
+async fn end(group: &mut [Program], again: impl Future<Output = ()>) -> bool {
+    for program in group.iter_mut() {
+        if look(program).is_none() {
+            send(program.pid, Signal::TERM);
+        }
+    }
+    let all = async {
+        for program in group {
+            drop(program.child.wait().await);
+        }
+    };
+    tokio::select! {
+        () = all => false,
+        () = tokio::time::sleep(GRACE) => false,
+        () = again => true,
     }
 }
 
@@ -335,4 +349,41 @@ fn last_line(log: &Path) -> String {
         .find(|line| !line.trim().is_empty())
         .unwrap_or("(empty)")
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_runtime::clock::Clock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_again_waits_for_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut programs = Programs::new(dir.path().join("pids"));
+        let mut waits = Vec::new();
+        for label in ["agent-1", "collector"] {
+            let ready = dir.path().join(format!("{label}.ready"));
+            // What is ignored stays ignored by the program that takes the shell's place.
+            let script = format!("trap '' TERM; : > {}; exec sleep 600", ready.display());
+            let mut command = Command::new("sh");
+            command.args(["-c", &script]);
+            let log = dir.path().join(format!("{label}.log"));
+            programs.start(label, &mut command, &log).unwrap();
+            waits.push(ready);
+        }
+        let mut look = tokio::time::interval(Duration::from_millis(10));
+        while !waits.iter().all(|ready| ready.exists()) {
+            look.tick().await;
+        }
+        let pids: Vec<_> = programs.list.iter().map(|program| program.pid).collect();
+        let clock = Clock::system();
+        let begin = clock.instant();
+        programs.stop(std::future::ready(())).await;
+        assert!(clock.instant() - begin < GRACE);
+        for pid in pids {
+            let folder = Path::new("/proc").join(pid.to_string());
+            assert!(!folder.exists(), "{} runs on", folder.display());
+        }
+    }
 }

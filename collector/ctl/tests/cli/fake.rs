@@ -23,7 +23,7 @@ use nexus_proto::{
     REQUEST_ID,
     agent::v1::OutputStream,
     audit,
-    ids::{Incarnation, NodeId},
+    ids::{Incarnation, NodeId, TokenId},
     job::Action,
     operator::v1::{self as wire, job_update::Kind, operator_server::*, sql_value::Value},
     selector::Selector,
@@ -56,6 +56,9 @@ pub(crate) struct Seen {
     pub(crate) request_ids: Vec<String>,
     pub(crate) job: Option<(nexus_proto::job::Job, Tree)>,
     pub(crate) tokens: Vec<token::JoinToken>,
+    pub(crate) revoked: Vec<TokenId>,
+    /// SQL.
+    pub(crate) statements: Vec<String>,
     pub(crate) cancelled: u32,
     pub(crate) watches: u32,
     pub(crate) audit: Vec<wire::AuditRow>,
@@ -333,6 +336,8 @@ impl Operator for Fake {
 
     async fn query(&self, request: Request<wire::QueryRequest>) -> Answer<Self::QueryStream> {
         let request = self.heard(request);
+        let sql = request.sql.clone();
+        self.seen.lock().unwrap().statements.push(sql);
         if let Some(answer) = self.seen.lock().unwrap().lies.answer.clone() {
             return Ok(Response::new(stream::iter([Ok(answer)]).boxed()));
         }
@@ -343,7 +348,7 @@ impl Operator for Fake {
                 .insert("nexus-hint", "see --schema".parse().unwrap());
             return Err(status);
         }
-        let (columns, rows) = if request.sql.contains("FROM jobs") {
+        let (columns, rows) = if request.sql.replace('"', "").contains("FROM jobs") {
             let job = self
                 .seen
                 .lock()
@@ -383,19 +388,23 @@ impl Operator for Fake {
         request: Request<wire::QuerySchemaRequest>,
     ) -> Answer<wire::QuerySchemaResponse> {
         self.heard(request);
-        let columns = ["node", "time", "extra"].map(|name| wire::Column {
+        let view = |name: &str, columns: &[&str]| wire::View {
             name: name.into(),
-            r#type: "TEXT".into(),
-            about: String::new(),
-        });
-        let view = wire::View {
-            name: "events".into(),
-            columns: columns.into(),
+            columns: columns
+                .iter()
+                .map(|name| wire::Column {
+                    name: (*name).into(),
+                    r#type: "TEXT".into(),
+                    about: String::new(),
+                })
+                .collect(),
             ..Default::default()
         };
-        Ok(Response::new(wire::QuerySchemaResponse {
-            views: vec![view],
-        }))
+        let views = vec![
+            view("events", &["node", "time", "extra"]),
+            view("jobs", &["id"]),
+        ];
+        Ok(Response::new(wire::QuerySchemaResponse { views }))
     }
 
     async fn submit_job(
@@ -509,7 +518,8 @@ impl Operator for Fake {
         &self,
         request: Request<wire::RevokeTokenRequest>,
     ) -> Answer<wire::RevokeTokenResponse> {
-        self.heard(request);
+        let id = TokenId::from_wire(&self.heard(request).token_id).unwrap();
+        self.seen.lock().unwrap().revoked.push(id);
         Ok(Response::new(wire::RevokeTokenResponse {}))
     }
 

@@ -157,7 +157,7 @@ pub(super) fn jobs() -> View {
             number(
                 "succeeded",
                 "targets that succeeded, once it has ended",
-                "json_extract(t.counts, '$.succeeded')",
+                "CASE WHEN t.ended_ms IS NOT NULL THEN coalesce(json_extract(t.counts, '$.succeeded'), 0) END",
             ),
             text("summary", "the command", "t.summary"),
             text("operator", "who signed it", "t.operator"),
