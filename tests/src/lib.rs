@@ -16,5 +16,6 @@ pub mod powercut;
 pub mod process;
 pub mod programs;
 pub mod soak;
+pub mod strangers;
 pub mod thief;
 pub mod usage;

@@ -11,6 +11,7 @@ use nexus_tests::{
     fault::{Fault, Outcome},
     figure::Figure,
     soak::{self, Victims},
+    strangers,
 };
 
 /// Measures Nexus. Programs are found beside this one.
@@ -27,6 +28,8 @@ enum Bench {
     List,
     /// Kills programs again and again under agents that report and run jobs, and counts what is there in the end
     Soak(SoakArgs),
+    /// Asks for the nodes while strangers hold connections to both ports, silent or a byte a second
+    Strangers(StrangersArgs),
 }
 
 #[derive(Debug, Args)]
@@ -46,6 +49,19 @@ struct SoakArgs {
     /// The same seed kills in the same order
     #[arg(long, default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(Debug, Args)]
+struct StrangersArgs {
+    /// How many strangers, at both ports together
+    #[arg(long, default_value_t = 2000)]
+    strangers: usize,
+    /// How many addresses they come from, in 127.1.0.0/16
+    #[arg(long, default_value_t = 250)]
+    addresses: u16,
+    /// How many calls are timed, before they come and while they are there
+    #[arg(long, default_value_t = 100)]
+    calls: usize,
 }
 
 fn victims(text: &str) -> Result<Victims, String> {
@@ -74,7 +90,9 @@ fn failed(what: &str) -> ExitCode {
 
 async fn run(bench: Bench) -> Outcome {
     match bench {
-        Bench::List => print("soak   nothing but the programs\n"),
+        Bench::List => print(
+            "soak       nothing but the programs\nstrangers  nothing but the programs, and two descriptors a stranger\n",
+        ),
         Bench::Soak(args) => {
             let params = soak::Params {
                 span: Duration::from_secs(args.seconds),
@@ -93,6 +111,14 @@ async fn run(bench: Bench) -> Outcome {
             } else {
                 Err(Fault::new("soak: not everything is as it should be"))
             }
+        }
+        Bench::Strangers(args) => {
+            let params = strangers::Params {
+                strangers: args.strangers,
+                addresses: args.addresses,
+                calls: args.calls.max(1),
+            };
+            figures(&strangers::run(&params, &say).await?.figures(&params))
         }
     }
 }

@@ -3,6 +3,7 @@
 use nexus_tests::{
     fleet::{Fleet, SOON},
     poll,
+    strangers::{self, Params},
 };
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -44,4 +45,17 @@ async fn silence_and_half_a_handshake_hold_up_nobody_and_are_ended() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test]
+async fn strangers_who_come_again_and_again_keep_nobody_out() {
+    let params = Params {
+        strangers: 1500,
+        addresses: 100,
+        calls: 30,
+    };
+    let report = strangers::run(&params, &|_| {}).await.unwrap();
+    assert!(report.made >= 1500, "{report:?}");
+    // They were really there.
+    assert!(report.present[params.calls / 2] > 500, "{report:?}");
 }
