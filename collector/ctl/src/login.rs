@@ -4,12 +4,16 @@
 //! of the signer policy; everyone else must be sure of the one there is, since whoever it lists can run code on
 //! the nodes this operator's tokens let in. Then the policy is said to be current (its freshness).
 
-use std::{io::Read as _, time::Duration};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use nexus_pki::{
     certificate::Root,
-    csr,
+    csr, files,
     leaf::Leaf,
     operator_code::{OperatorCode, OperatorCodeError},
     policy::{SignerPolicy, TrustedPolicy},
@@ -26,7 +30,7 @@ use crate::{
     connection::{self, fault},
     dial::operator_connect,
     fault::{Context as _, Exit, Fault, Outcome, chain},
-    profile::{Profile, check_leaf, folder},
+    profile::{Profile, check_leaf, folder, remove_folder},
     session::{Session, within},
     signers::{self, Voucher},
     terminal,
@@ -60,7 +64,8 @@ pub(crate) async fn with_code(
     let old = Profile::load(&session.client_toml)
         .ok()
         .filter(|old| old.root.sha256() == code.root_sha256);
-    let signing = signing_key(old.as_ref())?;
+    let pending = pending_folder(&session.client_toml, &code.root_sha256);
+    let signing = signing_key(old.as_ref(), &pending)?;
     let made = match voucher {
         // What has a digest already was made before.
         Voucher::Digest(_) => None,
@@ -111,6 +116,7 @@ pub(crate) async fn with_code(
         );
     }
     profile.store(&signing)?;
+    remove_folder(&pending).doing("forget the key of unfinished logins")?;
     within(limit, "login", signers::refresh(session, profile, &signing)).await
 }
 
@@ -195,14 +201,26 @@ fn read_code(word: &str) -> Outcome<String> {
         .to_owned())
 }
 
-/// The key this operator already signs with, so that it stays listed; else a new one.
-fn signing_key(old: Option<&Profile>) -> Outcome<SigningKey> {
-    if let Some(old) = old
-        && let Ok(key) = SigningKey::load(&folder(&old.client_toml))
-    {
-        return Ok(key);
+/// The key this operator already signs with, so that it stays listed; else a new one. That is kept before the
+/// collector hears of it: the policy may list it even though its answer never comes back.
+fn signing_key(old: Option<&Profile>, pending: &Path) -> Outcome<SigningKey> {
+    let dirs = old.map(|old| folder(&old.client_toml));
+    for dir in dirs.iter().map(PathBuf::as_path).chain([pending]) {
+        if let Ok(key) = SigningKey::load(dir) {
+            return Ok(key);
+        }
     }
-    SigningKey::generate().doing("make a signing key")
+    let what = "make a signing key";
+    let key = SigningKey::generate().doing(what)?;
+    files::create_folder(pending).doing(what)?;
+    key.save(pending).doing(what)?;
+    Ok(key)
+}
+
+/// Beside the folder of keys, one for every fleet by its root.
+fn pending_folder(client_toml: &Path, root_sha256: &[u8; 32]) -> PathBuf {
+    let (begin, _) = root_sha256.split_at(8);
+    folder(client_toml).with_extension(format!("login-{}", nexus_pki::hex(begin)))
 }
 
 /// Version 1, for a fleet that has no policy yet: this operator alone may sign.

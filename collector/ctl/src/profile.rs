@@ -7,6 +7,7 @@
 //! operator/signing.key     Ed25519 key that signs jobs and tokens
 //! operator/policy.pb       the signer policy this machine trusts (a DSSE envelope)
 //! operator/audit.json      head of the audit chain as last verified
+//! operator.login-…/        the signing key of a login that was not finished
 //! ```
 //!
 //! Keys are made here and never leave. Folders are 0700, files 0600, and each is replaced whole.
@@ -307,7 +308,8 @@ fn swap(staging: &Path, dir: &Path) -> io::Result<()> {
     }
 }
 
-fn remove_folder(dir: &Path) -> io::Result<()> {
+/// What is not there needs no removal.
+pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -54,23 +54,26 @@ pub(crate) async fn first_seen(
     };
     let policy = TrustedPolicy::establish(answer, &pin, trust_domain)
         .map_err(|error| unbelievable(&error))?;
-    if matches!(voucher, Voucher::Person) {
-        terminal::warn(
-            "this fleet has a signer policy already, which this machine has not seen before",
-        );
-        show(&policy, own);
-        if !terminal::is_answered()
-            || !terminal::asked("Do the fleet's operators know it so?").await?
-        {
-            return Err(
-                Fault::new("login", "nobody vouches for the signer policy the collector shows").hint(format!(
-                    "let an operator of the fleet compare `nexusctl config`; then log in with a new code and --policy-sha256 {}",
-                    nexus_pki::hex(&digest)
-                )),
-            );
-        }
+    // One that lists this machine's key alone was made by a login of this machine that was not finished.
+    let own_alone = policy
+        .signers()
+        .iter()
+        .all(|signer| signer.public_key == *own);
+    if own_alone || !matches!(voucher, Voucher::Person) {
+        return Ok(policy);
     }
-    Ok(policy)
+    terminal::warn(
+        "this fleet has a signer policy already, which this machine has not seen before",
+    );
+    show(&policy, own);
+    if terminal::is_answered() && terminal::asked("Do the fleet's operators know it so?").await? {
+        return Ok(policy);
+    }
+    Err(
+        Fault::new("login", "nobody vouches for the signer policy the collector shows").hint(
+            "`nexusctl config` of another operator prints policy_sha256; log in with a new code and --policy-sha256",
+        ),
+    )
 }
 
 /// The newer of the policy believed so far and the one the collector has.

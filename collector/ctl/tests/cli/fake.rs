@@ -217,6 +217,9 @@ impl Operator for Fake {
             let first = TrustedPolicy::first(request.policy.unwrap(), "test.example").unwrap();
             seen.policy = Some(first);
         }
+        if seen.lies.silent_login {
+            return Err(Status::unavailable("login: the collector is shutting down"));
+        }
         let policy = seen.policy.as_ref().unwrap();
         let envelope = policy.envelope().clone();
         let own = request.signing_public_key.as_ref();

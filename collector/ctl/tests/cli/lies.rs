@@ -23,6 +23,8 @@ pub(crate) struct Lies {
     pub(crate) authority: Option<Arc<Authority>>,
     /// Where agents shall connect.
     pub(crate) addresses: Option<Vec<String>>,
+    /// Logins are heard and not answered.
+    pub(crate) silent_login: bool,
     /// Why it lists no nodes.
     pub(crate) refusal: Option<String>,
     /// The answer to every query.

@@ -94,6 +94,24 @@ async fn a_first_login_believes_no_signers_but_its_own() {
 }
 
 #[tokio::test]
+async fn a_first_login_that_was_not_answered_loses_no_key() {
+    let world = World::new(LIFE).await;
+    world.lie(|lies| lies.silent_login = true);
+    let output = world.run(&["login", &world.fake.code()]).await;
+    assert_eq!(code(&output), 4, "{}", err(&output));
+    let policy = world.fake.seen.lock().unwrap().policy.clone().unwrap();
+    world.lie(|lies| lies.silent_login = false);
+    let output = world.run(&["login", &world.fake.code()]).await;
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let key = SigningKey::load(&world.operator_dir()).unwrap();
+    assert_eq!(policy.signers()[0].public_key, key.public_key());
+    assert_eq!(world.fake.seen.lock().unwrap().freshness, 1);
+    let left = world.client_toml().parent().unwrap().read_dir().unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[tokio::test]
 async fn another_operator_or_a_person_vouches_for_the_signers() {
     let world = World::logged_in().await;
     let digest = world.config().await["policy_sha256"]
