@@ -49,6 +49,9 @@ pub enum DsseError {
     /// More signatures than anyone has to look at.
     #[error("the envelope has {0} signatures, at most {max} are looked at", max = limits::SIGNATURES)]
     TooManySignatures(usize),
+    /// A signature, or the name of its key, larger than any.
+    #[error("a signature of the envelope has {0} bytes, at most {max} are looked at", max = limits::SIGNATURE_BYTES)]
+    SignatureTooLarge(usize),
     /// A payload larger than any of ours.
     #[error("the envelope's payload has {0} bytes, at most {max} are allowed", max = limits::JOB_BYTES)]
     TooLarge(usize),
@@ -124,6 +127,12 @@ pub fn verify(
     }
     if envelope.signatures.len() > limits::SIGNATURES {
         return Err(DsseError::TooManySignatures(envelope.signatures.len()));
+    }
+    // What is not looked at is kept along with the rest, so it is bounded too.
+    let sizes = envelope.signatures.iter();
+    let largest = sizes.map(|one| one.sig.len().max(one.key_id.len())).max();
+    if let Some(bytes) = largest.filter(|bytes| *bytes > limits::SIGNATURE_BYTES) {
+        return Err(DsseError::SignatureTooLarge(bytes));
     }
     if envelope.payload.len() > limits::JOB_BYTES {
         return Err(DsseError::TooLarge(envelope.payload.len()));

@@ -101,6 +101,8 @@ pub const TOKEN_BYTES: usize = 8192;
 pub const CHAIN_CERTIFICATES: usize = 4;
 /// Signatures of one envelope.
 pub const SIGNATURES: usize = 16;
+/// Bytes of one of them, and of the name of its key.
+pub const SIGNATURE_BYTES: usize = 1024;
 
 /// Bytes of one SQL statement.
 pub const SQL_BYTES: usize = 64 * 1024;

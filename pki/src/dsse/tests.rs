@@ -110,6 +110,27 @@ fn bounds_its_work() {
         verify(&envelope, JOB, &[signer("a", &key)], 1),
         Err(DsseError::TooManySignatures(limits::SIGNATURES + 1))
     );
+    let good = sign(&key, JOB, Bytes::from_static(b"payload"));
+    let mut with = good.clone();
+    with.signatures.push(wire::Signature {
+        key_id: String::new(),
+        sig: vec![0; limits::SIGNATURE_BYTES].into(),
+    });
+    verify(&with, JOB, &[signer("a", &key)], 1).unwrap();
+    for (key_id, sig) in [(1, 0), (0, 1)].map(|(a, b)| {
+        let bytes = limits::SIGNATURE_BYTES + 1;
+        ("x".repeat(a * bytes), vec![0; b * bytes])
+    }) {
+        let mut with = good.clone();
+        with.signatures.push(wire::Signature {
+            key_id,
+            sig: sig.into(),
+        });
+        assert_eq!(
+            verify(&with, JOB, &[signer("a", &key)], 1),
+            Err(DsseError::SignatureTooLarge(limits::SIGNATURE_BYTES + 1))
+        );
+    }
     let large = sign(&key, JOB, vec![0; limits::JOB_BYTES + 1].into());
     assert!(matches!(
         verify(&large, JOB, &[signer("a", &key)], 1),
