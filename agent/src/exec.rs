@@ -18,7 +18,10 @@ use nexus_proto::{
     record::{OutputStream, RunOutcome},
 };
 use rustix::process::Signal;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep_until, timeout},
+};
 
 pub use self::process::{StartError, clean_scripts};
 use self::{capture::Capture, process::Running};
@@ -105,6 +108,13 @@ pub struct Ending {
     pub produced: [u64; 2],
     /// Of that, not kept.
     pub dropped: [u64; 2],
+}
+
+/// Makes ends of children visible, whoever started the agent: one that was started with SIGCHLD ignored would get no
+/// exit status of any. Needs the runtime.
+pub fn mind_children() -> std::io::Result<()> {
+    // The handler stays when the listener is gone.
+    signal(SignalKind::child()).map(drop)
 }
 
 /// A program that runs. Dropping it without [`Execution::finish`] leaves the program to the next start.

@@ -329,3 +329,30 @@ async fn strangers_are_let_live() {
     leftover::kill(&mark, None).await.unwrap();
     drop(execution);
 }
+
+/// In a process of its own, since it is one that inherited SIGCHLD as ignored.
+#[test]
+fn ends_are_seen_when_children_are_ignored() {
+    let name = "exec::tests::ends_are_seen_when_children_are_ignored";
+    if std::env::var_os("NEXUS_TEST_CHILD").is_none() {
+        let mut command = std::process::Command::new("env");
+        command.arg("--ignore-signal=CHLD");
+        command.arg(std::env::current_exe().unwrap());
+        command.args([name, "--exact", "--nocapture"]);
+        let output = command.env("NEXUS_TEST_CHILD", "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("1 passed"), "{said}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        mind_children().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (ending, _) = run(plan(&dir, sh("exit 3")), None).await;
+        assert_eq!(ending.exit_code, Some(3));
+    });
+}
