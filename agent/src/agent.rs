@@ -90,6 +90,7 @@ fn runtime() -> Outcome<tokio::runtime::Runtime> {
 }
 
 async fn serve(config: &Config, clock: Clock) -> Outcome {
+    exec::mind_children().doing("watch children")?;
     let tasks = Tasks::new();
     Signals::catch().doing("catch signals")?.govern(&tasks);
     let parts = Parts::assemble(config, &clock, &tasks)?;
@@ -359,10 +360,10 @@ async fn watchdog(spool: Arc<Spool>, stop: CancellationToken) {
 /// Shows in `systemctl status` what became of the session.
 async fn status(mut state: watch::Receiver<State>, stop: CancellationToken) {
     loop {
-        let text = match &*state.borrow_and_update() {
+        let text = one_line(&match &*state.borrow_and_update() {
             State::Away(reason) => format!("not connected: {reason}"),
             State::Connected(to) => format!("connected to {to}"),
-        };
+        });
         notify(&[sd_notify::NotifyState::Status(&text)]);
         tokio::select! {
             () = stop.cancelled() => return,
@@ -373,9 +374,27 @@ async fn status(mut state: watch::Receiver<State>, stop: CancellationToken) {
     }
 }
 
+/// What the service manager reads is a line a setting, and a reason may come from anybody.
+fn one_line(text: &str) -> String {
+    let visible = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    visible.take(200).collect()
+}
+
 /// Without a service manager there is nobody to tell.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_writes_a_line_of_their_own() {
+        let text = one_line("not connected: x\nWATCHDOG=trigger\r\nMAINPID=1");
+        assert_eq!(text, "not connected: x WATCHDOG=trigger  MAINPID=1");
+        assert_eq!(one_line(&"x".repeat(5000)).len(), 200);
     }
 }

@@ -5,7 +5,8 @@
 //! DIR/lock          held by the one agent that uses the folder
 //! DIR/incarnation   a UUID, made with the folder, never changed
 //! DIR/session       how many sessions were begun; fsynced before each Hello
-//! DIR/identity/     identity.pem (key and chain), root.pem, name, addresses, policy, freshness
+//! DIR/identity/     identity.pem (key and chain), root.pem, name, enrolled and addresses (of
+//!                   collectors: as the token said, and as they themselves said last), policy, freshness
 //! ```
 //! Folders are 0700, files 0600. `identity/` is written beside its place and renamed, so it is there
 //! whole or not at all; at a renewal `identity.pem` alone is replaced, atomically.
@@ -38,7 +39,7 @@ use rustix::fs::FlockOperation;
 
 pub use self::{
     enrol::{Enrolment, enrol, read_token},
-    member::{Member, Trust},
+    member::{Addresses, Member, Trust, told},
     renew::{RenewalClock, renew, renew_expired},
 };
 
@@ -135,8 +136,15 @@ pub enum IdentityError {
     #[error("cannot prove the old identity")]
     Renewal(#[from] RenewalError),
     /// Too long offline.
-    #[error("the certificate expired at {0}, too long ago to renew it")]
-    ExpiredForGood(nexus_proto::time::Timestamp),
+    #[error(
+        "the certificate expired at {expired}, this machine's clock says {now}: too late to renew it"
+    )]
+    ExpiredForGood {
+        /// When.
+        expired: nexus_proto::time::Timestamp,
+        /// By this clock.
+        now: nexus_proto::time::Timestamp,
+    },
 }
 
 impl IdentityError {
@@ -144,7 +152,10 @@ impl IdentityError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::NotEnrolled(_) | Self::ExpiredForGood(_) => {
+            Self::ExpiredForGood { .. } => {
+                "check the clock; if it is right, make a token with `nexusctl token create` and run `nexus-agent enroll TOKEN`"
+            }
+            Self::NotEnrolled(_) => {
                 "make a token with `nexusctl token create` and run `nexus-agent enroll TOKEN`"
             }
             Self::Enrolled { .. } => "to replace the identity, run the same command with --force",

@@ -33,15 +33,12 @@ use self::{
     talk::End,
 };
 use crate::{
-    identity::{Member, StateFolder, renew_expired},
+    identity::{self, Addresses, Member, StateFolder, renew_expired},
     inventory::Wanted,
     runs::Runs,
     spool::Spool,
     trouble::Troubles,
 };
-
-/// How long a node that is not wanted waits before it asks again, at least.
-const NOT_WANTED: Duration = Duration::from_secs(60);
 
 /// What a session is made of.
 #[derive(Debug)]
@@ -150,7 +147,7 @@ impl Keeper {
             let connected = tokio::select! {
                 () = stop.cancelled() => return,
                 // On the heap, for as long as they last: the loop itself stays small.
-                connected = Box::pin(self.connect(&dial, &addresses)) => connected,
+                connected = Box::pin(self.connect(&dial)) => connected,
             };
             let retry_after = match connected {
                 Ok(open) => {
@@ -181,7 +178,7 @@ impl Keeper {
             };
             if self.reach.addresses.is_empty() {
                 // What the collector said last holds for the next try.
-                dial.dialer = dial.dialer.with_addresses(addresses.clone());
+                dial.dialer = dial.dialer.with_addresses(addresses.all());
             }
             let wait = backoff.failed(retry_after, rand::random());
             tracing::debug!(wait_ms = wait.as_millis(), "waiting to connect again");
@@ -196,7 +193,7 @@ impl Keeper {
     async fn hold(
         &self,
         mut open: Open,
-        addresses: &mut Vec<String>,
+        addresses: &mut Addresses,
         dial: &Dial,
         stop: &CancellationToken,
     ) -> End {
@@ -215,19 +212,22 @@ impl Keeper {
         }
     }
 
-    async fn connect(&self, dial: &Dial, addresses: &[String]) -> Result<Open, OpenError> {
+    async fn connect(&self, dial: &Dial) -> Result<Open, OpenError> {
         let around = &self.around;
         let now = around.clock.now();
         let leaf = around.live.current();
-        if now >= leaf.not_after() {
+        // A certificate that was just obtained and has run out already shows that the clock is ahead.
+        let rest = leaf.not_after().since(leaf.not_before()) / 4;
+        let rested = around.obtained().is_none_or(|obtained| {
+            around.clock.instant().saturating_duration_since(obtained) >= rest
+        });
+        if now >= leaf.not_after() && rested {
             tracing::info!(expired = %leaf.not_after(), "the certificate ran out, renewing it with the old key");
-            let given = &self.reach.addresses;
-            let addresses = if given.is_empty() { addresses } else { given };
             let leaf = renew_expired(
                 &around.folder,
                 &around.member,
                 &leaf,
-                addresses,
+                dial.dialer.addresses(),
                 self.reach.key_exchange,
                 now,
             )
@@ -241,22 +241,22 @@ impl Keeper {
         open::open(around, connection).await
     }
 
-    fn welcomed(&self, open: &mut Open, addresses: &mut Vec<String>) {
+    fn welcomed(&self, open: &mut Open, addresses: &mut Addresses) {
         let connection = &open.connection;
         self.state.send_replace(State::Connected(format!(
             "{} over {}, {}",
             connection.remote, connection.transport, connection.key_exchange
         )));
         self.around.wanted.ask(std::mem::take(&mut open.resend));
-        let told = std::mem::take(&mut open.addresses);
-        if !told.is_empty() && told != *addresses {
+        let told = identity::told(std::mem::take(&mut open.addresses));
+        if !told.is_empty() && told != addresses.told {
             match Member::store_addresses(self.around.folder.path(), &told) {
                 Ok(()) => {
                     tracing::info!(
                         addresses = told.join(" "),
                         "the collector's addresses changed"
                     );
-                    *addresses = told;
+                    addresses.told = told;
                 }
                 Err(error) => {
                     tracing::error!(error = %errors::chain(&error), "new addresses cannot be stored");
@@ -271,25 +271,26 @@ impl Keeper {
         match goodbye.reason {
             GoodbyeReason::Quarantined | GoodbyeReason::Revoked | GoodbyeReason::Protocol => {
                 tracing::error!(reason, "the collector does not want this agent");
-                goodbye.retry_after.max(NOT_WANTED)
             }
-            _ => {
-                tracing::info!(reason, "the collector ended the session");
-                goodbye.retry_after
-            }
+            _ => tracing::info!(reason, "the collector ended the session"),
         }
+        goodbye.stay_away()
     }
 
     fn away(&self, reason: String) {
         self.state.send_replace(State::Away(reason));
     }
 
-    fn dial(&self, told: &[String]) -> Dial {
+    fn dial(&self, known: &Addresses) -> Dial {
         let given = &self.reach.addresses;
-        let addresses = if given.is_empty() { told } else { given };
+        let addresses = if given.is_empty() {
+            known.all()
+        } else {
+            given.clone()
+        };
         let mode = self.reach.mode;
         Dial {
-            dialer: Dialer::new(addresses.to_vec(), self.tls.clone(), mode, Windows::agent()),
+            dialer: Dialer::new(addresses, self.tls.clone(), mode, Windows::agent()),
             mode,
         }
     }

@@ -310,7 +310,7 @@ impl JoinToken {
 }
 
 /// One to [`ADDRESSES`] texts `host:port`. The host is not resolved here.
-pub(crate) fn check_addresses(addresses: &[String]) -> Result<(), String> {
+pub fn check_addresses(addresses: &[String]) -> Result<(), String> {
     if !(1..=ADDRESSES).contains(&addresses.len()) {
         return Err(format!(
             "there are {}, 1 to {ADDRESSES} are allowed",

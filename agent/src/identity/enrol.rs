@@ -20,7 +20,10 @@ use nexus_proto::{
 use nexus_transport::enrol_connect;
 use tonic::Status;
 
-use super::{IdentityError, StateFolder, member::Member};
+use super::{
+    IdentityError, StateFolder,
+    member::{Addresses, Member, told},
+};
 
 /// What an enrolment takes.
 #[derive(Debug)]
@@ -143,16 +146,14 @@ fn verify(
         node,
         Timestamp(identity.time_ms),
     )?;
-    let addresses = if identity.addresses.is_empty() {
-        claims.addresses.clone()
-    } else {
-        identity.addresses
-    };
     Member::assemble(
         leaf,
         root,
         enrolment.name.clone(),
-        addresses,
+        Addresses {
+            enrolled: claims.addresses.clone(),
+            told: told(identity.addresses),
+        },
         pinned.envelope().clone(),
         identity.freshness,
     )

@@ -12,12 +12,14 @@ use nexus_pki::{
     leaf::Leaf,
     merkle::Target,
     policy::{Freshness, TrustedPolicy},
+    token::{ADDRESSES, check_addresses},
 };
 use nexus_proto::{
     agent::v1 as wire,
     ids::{Incarnation, NodeId},
     time::Timestamp,
 };
+use nexus_runtime::errors::chain;
 use prost::Message as _;
 
 use super::IdentityError;
@@ -40,9 +42,49 @@ pub struct Member {
     /// The name it was enrolled under: what jobs are signed for.
     pub name: String,
     /// Where collectors listen.
-    pub addresses: Vec<String>,
+    pub addresses: Addresses,
     /// Who may sign jobs.
     pub trust: Arc<Trust>,
+}
+
+/// Where collectors listen: what a collector says is not signed, so it never replaces what an operator's token said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Addresses {
+    /// As the token said.
+    pub enrolled: Vec<String>,
+    /// As a collector said last.
+    pub told: Vec<String>,
+}
+
+impl Addresses {
+    /// All of them, in the order in which they are tried.
+    #[must_use]
+    pub fn all(&self) -> Vec<String> {
+        let mut all = self.told.clone();
+        for address in &self.enrolled {
+            if !all.contains(address) {
+                all.push(address.clone());
+            }
+        }
+        all
+    }
+}
+
+/// Of the addresses a collector says it has, those that can be any, and not more than anybody needs.
+#[must_use]
+pub fn told(addresses: Vec<String>) -> Vec<String> {
+    let count = addresses.len();
+    let mut good = addresses;
+    good.retain(|address| check_addresses(std::slice::from_ref(address)).is_ok());
+    good.truncate(ADDRESSES);
+    if good.len() < count {
+        tracing::warn!(
+            told = count,
+            kept = good.len(),
+            "the collector names addresses that are none, or too many"
+        );
+    }
+    good
 }
 
 /// Who may sign jobs, and that they still may.
@@ -168,16 +210,21 @@ impl Member {
         let leaf = Leaf::load(&dir)?;
         let root = Root::from_pem(&files::read_private(&dir.join("root.pem"))?)?;
         let name = text(&dir, "name")?.trim().to_owned();
-        let addresses = text(&dir, "addresses")?
-            .lines()
-            .map(str::to_owned)
-            .collect();
-        let policy = envelope(&dir, "policy")?;
-        let freshness = match envelope(&dir, "freshness") {
-            Ok(envelope) => Some(envelope),
-            Err(IdentityError::File(error)) if error.is_missing() => None,
+        // Whatever became of what a collector said, the agent can ask anew.
+        let addresses = match lines_of(&dir, "enrolled") {
+            Ok(enrolled) => Addresses {
+                enrolled,
+                told: passing(lines_of(&dir, "addresses")).map_or_else(Vec::new, told),
+            },
+            // An identity of before there were two files.
+            Err(IdentityError::File(error)) if error.is_missing() => Addresses {
+                enrolled: lines_of(&dir, "addresses")?,
+                told: Vec::new(),
+            },
             Err(error) => return Err(error),
         };
+        let policy = envelope(&dir, "policy")?;
+        let freshness = passing(envelope(&dir, "freshness"));
         Self::assemble(leaf, root, name, addresses, policy, freshness)
     }
 
@@ -186,7 +233,7 @@ impl Member {
         leaf: Leaf,
         root: Root,
         name: String,
-        addresses: Vec<String>,
+        addresses: Addresses,
         policy: wire::Envelope,
         freshness: Option<wire::Envelope>,
     ) -> Result<Self, IdentityError> {
@@ -230,7 +277,9 @@ impl Member {
         self.leaf.save(&new)?;
         files::write_private(&new, "root.pem", self.root.to_pem().as_bytes())?;
         files::write_private(&new, "name", format!("{}\n", self.name).as_bytes())?;
-        files::write_private(&new, "addresses", lines(&self.addresses).as_bytes())?;
+        let Addresses { enrolled, told } = &self.addresses;
+        files::write_private(&new, "enrolled", lines(enrolled).as_bytes())?;
+        files::write_private(&new, "addresses", lines(told).as_bytes())?;
         let held = self.trust.held();
         files::write_private(&new, "policy", &held.policy.envelope().encode_to_vec())?;
         if let Some((envelope, _)) = &held.freshness {
@@ -251,12 +300,12 @@ impl Member {
         Ok(leaf.save(&folder.join(FOLDER))?)
     }
 
-    /// Keeps new addresses of the collectors.
-    pub fn store_addresses(folder: &Path, addresses: &[String]) -> Result<(), IdentityError> {
+    /// Keeps what a collector says of its addresses.
+    pub fn store_addresses(folder: &Path, told: &[String]) -> Result<(), IdentityError> {
         Ok(files::write_private(
             &folder.join(FOLDER),
             "addresses",
-            lines(addresses).as_bytes(),
+            lines(told).as_bytes(),
         )?)
     }
 }
@@ -266,6 +315,22 @@ fn lines(addresses: &[String]) -> String {
         .iter()
         .map(|address| format!("{address}\n"))
         .collect()
+}
+
+fn lines_of(dir: &Path, name: &str) -> Result<Vec<String>, IdentityError> {
+    Ok(text(dir, name)?.lines().map(str::to_owned).collect())
+}
+
+/// What a collector passes on and would pass on again: without it the agent goes on as well as it can.
+fn passing<T>(read: Result<T, IdentityError>) -> Option<T> {
+    match read {
+        Ok(found) => Some(found),
+        Err(IdentityError::File(error)) if error.is_missing() => None,
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "part of the identity cannot be used");
+            None
+        }
+    }
 }
 
 fn text(dir: &Path, name: &str) -> Result<String, IdentityError> {

@@ -113,7 +113,10 @@ pub async fn renew_expired(
     now: Timestamp,
 ) -> Result<Leaf, IdentityError> {
     if now.since(old.not_after()) > limits::RENEW_EXPIRED {
-        return Err(IdentityError::ExpiredForGood(old.not_after()));
+        return Err(IdentityError::ExpiredForGood {
+            expired: old.not_after(),
+            now,
+        });
     }
     let (key, csr_der) = csr::new_csr()?;
     let request = renewal::sign(old, &csr_der, now)?;

@@ -1,6 +1,13 @@
 use std::time::Duration;
 
-use nexus_proto::{limits, time::Timestamp};
+use nexus_pki::{
+    authority::Authority,
+    csr,
+    leaf::Leaf,
+    policy::{SignerPolicy, TrustedPolicy},
+    signing::{Signer, SigningKey},
+};
+use nexus_proto::{ids::NodeId, limits, time::Timestamp};
 
 use super::*;
 
@@ -105,4 +112,68 @@ fn a_clock_that_runs_ahead_does_not_renew_again_and_again() {
     let ahead = begin.after(limits::LEAF_LIFE * 3 / 4);
     assert!(clock.wait(ahead, instant).is_some());
     assert_eq!(clock.wait(ahead, instant + limits::LEAF_LIFE / 4), None);
+}
+
+#[test]
+fn what_a_collector_says_of_its_addresses_is_looked_at() {
+    let text = |text: &str| text.to_owned();
+    let many: Vec<_> = (1..100).map(|port| format!("host:{port}")).collect();
+    assert_eq!(told(many.clone()), many[..16]);
+    let bad = ["", "host", "host:0", "a b:1", "x\n:1"].map(text);
+    let long = format!("{}:7460", "x".repeat(300));
+    let all = [&bad[..], &[long, text("good:7460")]].concat();
+    assert_eq!(told(all), ["good:7460"]);
+    let addresses = Addresses {
+        enrolled: vec![text("10.0.0.1:7460"), text("name:7460")],
+        told: vec![text("name:7460"), text("new:7460")],
+    };
+    assert_eq!(addresses.all(), ["name:7460", "new:7460", "10.0.0.1:7460"]);
+}
+
+#[test]
+fn nothing_a_collector_said_keeps_an_agent_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = nexus_runtime::clock::Clock::system().now();
+    let authority = Authority::create(&dir.path().join("ca"), "fleet.test", now).unwrap();
+    let (key, csr) = csr::new_csr().unwrap();
+    let issued = authority.issue_agent(&csr, NodeId::random(), now).unwrap();
+    let signer = SigningKey::generate().unwrap();
+    let policy = SignerPolicy {
+        version: 1,
+        trust_domain: "fleet.test".to_owned(),
+        threshold: 1,
+        signers: vec![Signer {
+            name: "ann".to_owned(),
+            public_key: signer.public_key(),
+        }],
+        created: now,
+    };
+    let policy = policy.sign(&signer).unwrap();
+    let pinned = TrustedPolicy::first(policy.clone(), "fleet.test").unwrap();
+    let addresses = Addresses {
+        enrolled: vec!["10.0.0.1:7460".to_owned()],
+        told: vec!["name:7460".to_owned()],
+    };
+    let member = Member::assemble(
+        Leaf::from_wire(key, &issued.chain_to_wire()).unwrap(),
+        authority.root().clone(),
+        "web-1".to_owned(),
+        addresses.clone(),
+        policy,
+        Some(pinned.sign_freshness(&signer, now)),
+    );
+    member.unwrap().store(dir.path()).unwrap();
+    assert_eq!(Member::load(dir.path()).unwrap().addresses, addresses);
+    let identity = dir.path().join("identity");
+    for name in ["addresses", "freshness"] {
+        files::write_private(&identity, name, &vec![b'x'; 2 << 20]).unwrap();
+    }
+    let member = Member::load(dir.path()).unwrap();
+    assert_eq!(member.addresses.all(), ["10.0.0.1:7460"]);
+    assert_eq!(member.trust.state().1, Timestamp(0));
+    // An identity of before there were two files of addresses.
+    fs::remove_file(identity.join("enrolled")).unwrap();
+    Member::store_addresses(dir.path(), &["old:7460".to_owned()]).unwrap();
+    let member = Member::load(dir.path()).unwrap();
+    assert_eq!(member.addresses.all(), ["old:7460"]);
 }

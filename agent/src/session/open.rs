@@ -21,6 +21,8 @@ use crate::identity::IdentityError;
 
 /// A collector that has not welcomed an agent by then is not going to.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a node that is not wanted waits before it asks again, at least.
+const NOT_WANTED: Duration = Duration::from_secs(60);
 /// Frames that wait for the stream.
 const FRAMES: usize = 4;
 
@@ -46,11 +48,28 @@ pub(super) struct Goodbye {
     pub(super) retry_after: Duration,
 }
 
+impl Goodbye {
+    /// How long to stay away, at least.
+    pub(super) fn stay_away(&self) -> Duration {
+        match self.reason {
+            GoodbyeReason::Quarantined | GoodbyeReason::Revoked | GoodbyeReason::Protocol => {
+                self.retry_after.max(NOT_WANTED)
+            }
+            _ => self.retry_after,
+        }
+    }
+}
+
 impl From<wire::Goodbye> for Goodbye {
     fn from(goodbye: wire::Goodbye) -> Self {
         Self {
             reason: goodbye.reason(),
-            message: goodbye.message.chars().take(limits::REASON_BYTES).collect(),
+            message: goodbye
+                .message
+                .chars()
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .take(limits::REASON_BYTES)
+                .collect(),
             retry_after: Duration::from_millis(goodbye.retry_after_ms),
         }
     }
@@ -83,6 +102,16 @@ pub(super) enum OpenError {
     /// No answer.
     #[error("the collector did not answer the Hello within {}s", WELCOME_TIMEOUT.as_secs())]
     Silent,
+}
+
+impl OpenError {
+    /// How long the collector wants to be left alone.
+    pub(super) fn stay_away(&self) -> Duration {
+        match self {
+            Self::Goodbye(goodbye) => goodbye.stay_away(),
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// Says Hello on a new connection.
@@ -157,4 +186,27 @@ fn hello(around: &Surroundings) -> Result<wire::Hello, IdentityError> {
         dispatch_credit: around.runs.credit(),
         boot_id: around.boot_id.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goodbye_is_one_line_and_says_how_long() {
+        let said = |reason: GoodbyeReason, retry_after_ms| {
+            let message = "no\nWATCHDOG=trigger\u{7f}".to_owned();
+            Goodbye::from(wire::Goodbye {
+                reason: reason.into(),
+                message,
+                retry_after_ms,
+            })
+        };
+        let goodbye = said(GoodbyeReason::Quarantined, 5);
+        assert_eq!(goodbye.message, "no WATCHDOG=trigger ");
+        assert_eq!(OpenError::Goodbye(goodbye).stay_away(), NOT_WANTED);
+        let busy = OpenError::Goodbye(said(GoodbyeReason::Overload, 7_000));
+        assert_eq!(busy.stay_away(), Duration::from_secs(7));
+        assert_eq!(OpenError::Silent.stay_away(), Duration::ZERO);
+    }
 }

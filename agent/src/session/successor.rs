@@ -13,7 +13,7 @@ use nexus_transport::{Channel, Connection, Dialer, Mode, TransportKind};
 use super::{
     Surroundings,
     open::{self, Open},
-    pace::Pulse,
+    pace::{Backoff, Pulse},
 };
 use crate::identity::{RenewalClock, renew};
 
@@ -25,6 +25,9 @@ const UPGRADE_RARELY: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(1);
 /// Between tries to renew, or to use what was renewed.
 const RENEW_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// A renewal that was not answered by then is tried again.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How collectors are reached.
 pub(super) struct Dial {
@@ -44,9 +47,12 @@ pub(super) async fn prepare(
     let auto = dial.mode == Mode::Auto;
     let over_tcp = connection.transport == TransportKind::Tcp;
     let mut pulse = Pulse::default();
+    let mut backoff = Backoff::default();
+    // Drawn once, however often the rest of this is looked at.
+    let chance = rand::random();
     loop {
         let (dialer, silent) = tokio::select! {
-            () = renewed(around, serial, &connection.channel) => (dial.dialer.clone(), false),
+            () = renewed(around, serial, &connection.channel, chance) => (dial.dialer.clone(), false),
             () = tokio::time::sleep(jittered(upgrade)), if auto && over_tcp => {
                 upgrade = (upgrade * 2).min(UPGRADE_RARELY);
                 (dial.dialer.with_mode(Mode::Quic), false)
@@ -61,7 +67,8 @@ pub(super) async fn prepare(
             Err(error) => {
                 tracing::debug!(%error, "no better connection yet");
                 if silent || around.live.current().serial() != serial {
-                    tokio::time::sleep(jittered(RENEW_AGAIN.0)).await;
+                    let wait = backoff.failed(Duration::ZERO, rand::random());
+                    tokio::time::sleep(wait).await;
                 }
                 continue;
             }
@@ -80,7 +87,8 @@ pub(super) async fn prepare(
             Err(error) => {
                 handing_over.store(false, Ordering::Relaxed);
                 tracing::warn!(error = %errors::chain(&error), "the next session could not be opened");
-                tokio::time::sleep(jittered(RENEW_AGAIN.0)).await;
+                let wait = backoff.failed(error.stay_away(), rand::random());
+                tokio::time::sleep(wait).await;
             }
         }
     }
@@ -100,25 +108,22 @@ fn is_silent(around: &Surroundings, connection: &Connection, pulse: &mut Pulse) 
 }
 
 /// Resolves when the agent holds another certificate than the one this session was opened with.
-async fn renewed(around: &Surroundings, serial: &Serial, channel: &Channel) {
+async fn renewed(around: &Surroundings, serial: &Serial, channel: &Channel, chance: f64) {
     let leaf = around.live.current();
     if leaf.serial() != serial {
         return;
     }
     let obtained = around.obtained();
-    let due = RenewalClock::of(
-        leaf.not_before(),
-        leaf.not_after(),
-        obtained,
-        rand::random(),
-    );
+    let due = RenewalClock::of(leaf.not_before(), leaf.not_after(), obtained, chance);
     loop {
         if let Some(wait) = due.wait(around.clock.now(), around.clock.instant()) {
             tokio::time::sleep(wait).await;
             continue;
         }
-        match renew(&around.folder, &around.member, channel.clone()).await {
-            Ok(leaf) => {
+        let renewal = renew(&around.folder, &around.member, channel.clone());
+        match tokio::time::timeout(RENEW_TIMEOUT, renewal).await {
+            Err(_) => tracing::warn!("the collector does not answer the call to renew"),
+            Ok(Ok(leaf)) => {
                 let expires = leaf.not_after();
                 match around.take(leaf) {
                     Ok(()) => {
@@ -130,7 +135,7 @@ async fn renewed(around: &Surroundings, serial: &Serial, channel: &Channel) {
                     }
                 }
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::warn!(error = %errors::chain(&error), "the certificate could not be renewed yet");
             }
         }

@@ -315,6 +315,12 @@ impl Dialer {
         }
     }
 
+    /// Where it tries.
+    #[must_use]
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
     /// The same with other addresses.
     #[must_use]
     pub fn with_addresses(&self, addresses: Vec<String>) -> Self {

@@ -73,3 +73,18 @@ async fn a_name_that_cannot_be_resolved_is_said_and_tried_again() {
     agent.stop().await.unwrap();
     fleet.agents.push(agent);
 }
+
+#[tokio::test]
+async fn what_a_collector_calls_itself_costs_no_agent_its_way() {
+    let mut fleet = Fleet::new(&["advertise.agents=collector.invalid:7460"])
+        .await
+        .unwrap();
+    fleet.add("alpha", &[]).await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    // And with what it was told in its state.
+    let agent = &mut fleet.agents[0];
+    agent.stop().await.unwrap();
+    fleet.in_state("alpha", "disconnected").await.unwrap();
+    fleet.agents[0].start().await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+}
