@@ -288,6 +288,7 @@ impl Parts {
             folder: folder.clone(),
             registry: Arc::clone(&registry),
             seen: seen.clone(),
+            intake: Arc::clone(&sessions.intake),
         };
         Ok(Self {
             seen,

@@ -1,7 +1,11 @@
 //! A real agent with a state folder of its own.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitStatus,
+};
 
+use rustix::process::Signal;
 use tokio::process::Command;
 
 use crate::{
@@ -123,6 +127,21 @@ impl Agent {
         match self.process.take() {
             Some(mut process) => process.stop().await.map(drop),
             None => Ok(()),
+        }
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        if let Some(process) = &self.process {
+            process.signal(Signal::TERM);
+        }
+    }
+
+    /// Waits until it has ended; how it did.
+    pub async fn ended(&mut self) -> Outcome<ExitStatus> {
+        match self.process.take() {
+            Some(mut process) => process.wait().await,
+            None => Err(Fault::new(format!("{} was not started", self.name))),
         }
     }
 

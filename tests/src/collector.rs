@@ -2,9 +2,11 @@
 
 use std::{
     path::{Path, PathBuf},
+    process::ExitStatus,
     time::Duration,
 };
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -18,13 +20,15 @@ use crate::{
 /// To bind all ports.
 const START: Duration = Duration::from_secs(30);
 
-/// Where a collector listens.
+/// Where a collector listens, and what it finds there.
 #[derive(Debug, Clone)]
 pub struct Place {
     /// A network namespace.
     pub namespace: Option<String>,
     /// The address.
     pub host: String,
+    /// Variables of the environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl Default for Place {
@@ -32,6 +36,7 @@ impl Default for Place {
         Self {
             namespace: None,
             host: "127.0.0.1".to_owned(),
+            env: Vec::new(),
         }
     }
 }
@@ -90,6 +95,7 @@ impl Collector {
         let programs = Programs::built().await?;
         let namespace = self.place.namespace.as_deref();
         let mut command = programs.command_within("nexus-collector", namespace);
+        command.envs(self.place.env.iter().map(|(name, value)| (name, value)));
         let free = format!("{}:0", self.place.host);
         command.arg("--config").arg(self.dir.with_extension("toml"));
         command.arg("--state-dir").arg(&self.dir);
@@ -133,6 +139,21 @@ impl Collector {
         match self.process.take() {
             Some(mut process) => process.stop().await.map(drop),
             None => Ok(()),
+        }
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        if let Some(process) = &self.process {
+            process.signal(Signal::TERM);
+        }
+    }
+
+    /// Waits until it has ended; how it did.
+    pub async fn ended(&mut self) -> Outcome<ExitStatus> {
+        match self.process.take() {
+            Some(mut process) => process.wait().await,
+            None => Err(Fault::new("the collector was not started")),
         }
     }
 

@@ -45,7 +45,8 @@ impl Fleet {
         Self::make(Place::default(), dir, settings).await
     }
 
-    async fn make(place: Place, dir: TempDir, settings: &[&str]) -> Outcome<Self> {
+    /// Both.
+    pub async fn make(place: Place, dir: TempDir, settings: &[&str]) -> Outcome<Self> {
         let collector = Collector::create_at(place, dir.path(), settings).await?;
         let ctl = Ctl::logged_in(dir.path(), &collector).await?;
         Ok(Self {

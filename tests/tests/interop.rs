@@ -11,6 +11,15 @@ mod clock;
 #[path = "interop/disk.rs"]
 mod disk;
 #[cfg(test)]
+#[path = "interop/failing_disk.rs"]
+mod failing_disk;
+#[cfg(test)]
+#[path = "interop/interference.rs"]
+mod interference;
+#[cfg(test)]
+#[path = "interop/mounts.rs"]
+mod mounts;
+#[cfg(test)]
 #[path = "interop/nat.rs"]
 mod nat;
 #[cfg(test)]
@@ -19,6 +28,9 @@ mod network;
 #[cfg(test)]
 #[path = "interop/node_exporter.rs"]
 mod node_exporter;
+#[cfg(test)]
+#[path = "interop/overload.rs"]
+mod overload;
 #[cfg(test)]
 #[path = "interop/powercut.rs"]
 mod powercut;

@@ -80,6 +80,7 @@ pub(crate) struct Metrics {
     pub(crate) records_acked: Family<ByLane, Count>,
     pub(crate) record_bytes: Family<ByLane, Count>,
     pub(crate) dead_letters: Family<ByLane, Count>,
+    pub(crate) upload_credit: Family<ByLane, Level>,
     pub(crate) commit_seconds: CommitSeconds,
     pub(crate) queue_length: Family<ByQueue, Level>,
     pub(crate) queue_bytes: Family<ByQueue, Level>,
@@ -146,6 +147,12 @@ impl Metrics {
             "dead_letters",
             "Records that could not be read and were put aside",
             self.dead_letters.clone(),
+        );
+        r.register_with_unit(
+            "upload_credit",
+            "Bytes that all agents together may have in flight: less while commits are slow",
+            Unit::Bytes,
+            self.upload_credit.clone(),
         );
         r.register_with_unit(
             "commit",

@@ -13,13 +13,18 @@ use nexus_proto::time::Timestamp;
 use nexus_runtime::{clock::Clock, errors, tasks::Tasks};
 use nexus_store::Store;
 use nexus_transport::Connections;
+use tokio::sync::Semaphore;
 
 use super::{
     metrics::{ByPort, ByQueue, ByWay, Metrics},
     nodes::{NodeReport, Report},
     server::Source,
 };
-use crate::{folder::Folder, ports::Seen, sessions::registry::Registry};
+use crate::{
+    folder::Folder,
+    ports::Seen,
+    sessions::{self, registry::Registry},
+};
 
 /// The pages' view of the program.
 pub(crate) struct Pages {
@@ -30,6 +35,8 @@ pub(crate) struct Pages {
     pub(crate) folder: Folder,
     pub(crate) seen: Seen,
     pub(crate) registry: Arc<Registry>,
+    /// Of [`sessions::INTAKE_KIB`].
+    pub(crate) intake: Arc<Semaphore>,
 }
 
 impl Source for Pages {
@@ -75,10 +82,25 @@ impl Source for Pages {
                 .set(i64::try_from(in_trouble.count()).unwrap_or(i64::MAX));
             publish(&self.metrics, "agents", &self.seen.agents);
             publish(&self.metrics, "operators", &self.seen.operators);
+            let metrics = &self.metrics;
+            let level = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+            // Uploads are decoded within it. What it holds is bytes alone.
+            let intake = ByQueue {
+                queue: "intake".to_owned(),
+            };
+            let kib = [
+                sessions::INTAKE_KIB.saturating_sub(self.intake.available_permits()),
+                sessions::INTAKE_KIB,
+            ];
+            for (metric, kib) in [&metrics.queue_bytes, &metrics.queue_capacity_bytes]
+                .into_iter()
+                .zip(kib)
+            {
+                let bytes = kib.saturating_mul(1024);
+                metric.get_or_create(&intake).set(level(bytes));
+            }
             for (queue, depth) in self.store.queues() {
                 let queue = ByQueue { queue };
-                let level = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-                let metrics = &self.metrics;
                 metrics
                     .queue_length
                     .get_or_create(&queue)

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use nexus_proto::limits;
+use prometheus_client::metrics::gauge::Gauge;
 
 /// The least: one record must always fit.
 const LEAST: u64 = limits::RECORD_BYTES as u64 / 8;
@@ -14,22 +15,27 @@ const LEAST: u64 = limits::RECORD_BYTES as u64 / 8;
 const STEP: u64 = 64 * 1024;
 
 /// One lane's window.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Credit {
     window: u64,
     most: u64,
     target: Duration,
+    /// The sum of all windows.
+    shown: Gauge,
 }
 
 impl Credit {
     /// Starts in the middle, so that a crowd that comes back at once does not bring all it has.
-    pub(crate) fn new(most: u64, target: Duration) -> Self {
+    pub(crate) fn new(most: u64, target: Duration, shown: Gauge) -> Self {
         let most = most.max(LEAST);
-        Self {
+        let credit = Self {
             window: (most / 2).max(LEAST),
             most,
             target,
-        }
+            shown,
+        };
+        credit.shown.inc_by(credit.level());
+        credit
     }
 
     /// Bytes the agent may have sent without an ack.
@@ -39,11 +45,23 @@ impl Credit {
 
     /// Learns from one commit.
     pub(crate) fn committed_in(&mut self, latency: Duration) {
+        self.shown.dec_by(self.level());
         self.window = if latency > self.target {
             (self.window / 2).max(LEAST)
         } else {
             self.window.saturating_add(STEP).min(self.most)
         };
+        self.shown.inc_by(self.level());
+    }
+
+    fn level(&self) -> i64 {
+        i64::try_from(self.window).unwrap_or(i64::MAX)
+    }
+}
+
+impl Drop for Credit {
+    fn drop(&mut self) {
+        self.shown.dec_by(self.level());
     }
 }
 
@@ -53,7 +71,8 @@ mod tests {
 
     #[test]
     fn shrinks_when_slow_and_recovers() {
-        let mut credit = Credit::new(1 << 20, Duration::from_millis(100));
+        let shown = Gauge::default();
+        let mut credit = Credit::new(1 << 20, Duration::from_millis(100), shown.clone());
         for _ in 0..20 {
             credit.committed_in(Duration::from_millis(1));
         }
@@ -64,7 +83,12 @@ mod tests {
             credit.committed_in(Duration::from_secs(1));
         }
         assert_eq!(credit.bytes(), LEAST);
+        let other = Credit::new(1 << 20, Duration::from_millis(100), shown.clone());
+        assert_eq!(shown.get(), i64::try_from(LEAST + (1 << 19)).unwrap());
+        drop(other);
         credit.committed_in(Duration::ZERO);
         assert!(credit.bytes() > LEAST);
+        drop(credit);
+        assert_eq!(shown.get(), 0);
     }
 }

@@ -53,9 +53,11 @@ async fn upload(
         .into_iter()
         .find_map(|(of, seq)| (of == lane).then_some(seq))
         .unwrap_or_default();
+    let of = ByLane { lane: lane.name() };
     let mut credit = Credit::new(
         sessions.limits.upload_credit,
         sessions.limits.commit_latency,
+        sessions.metrics.upload_credit.get_or_create(&of).clone(),
     );
     let mut reader = Reader::new(node, session.incarnation, lane, cursor);
     ack(acks, cursor, &credit).await?;

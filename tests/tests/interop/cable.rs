@@ -127,6 +127,7 @@ impl Cable {
         Place {
             namespace: Some(self.here.clone()),
             host: HERE.to_owned(),
+            ..Place::default()
         }
     }
 

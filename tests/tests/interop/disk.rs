@@ -1,51 +1,17 @@
 //! Disks that are full, on small file systems of their own: nothing is acknowledged that is not stored, it
 //! shows, and all goes on by itself when there is room again.
 
-use std::{
-    fs::{self, File},
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::fs;
 
 use nexus_tests::{
     fleet::{Fleet, SOON},
     poll,
 };
 
-/// A small file system over a folder.
-struct Small(PathBuf);
+use super::mounts::Small;
 
-impl Small {
-    fn over(dir: &Path) -> Self {
-        fs::create_dir_all(dir).unwrap();
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=32m,mode=0700", "tmpfs"])
-            .arg(dir)
-            .output()
-            .unwrap();
-        assert!(mount.status.success(), "{mount:?}");
-        Self(dir.to_owned())
-    }
-
-    fn fill(&self) {
-        let mut filler = File::create(self.0.join("filler")).unwrap();
-        while filler.write_all(&[0; 4096]).is_ok() {}
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // Programs that are still being killed hold it: detach it now.
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
-    }
-}
-
-async fn readings(fleet: &Fleet) -> usize {
+/// How many readings the collector has.
+pub(super) async fn readings(fleet: &Fleet) -> usize {
     let sql = "SELECT time FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds'";
     fleet.query(sql).await.unwrap().len()
 }
