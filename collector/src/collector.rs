@@ -49,6 +49,9 @@ use crate::{
 /// An agent that is told to come back does so after this, with jitter of its own.
 const RETRY_AFTER_SHUTDOWN: Duration = Duration::from_secs(1);
 
+/// How often the end of the audit chain is noted in the control log.
+const AUDIT_HEAD: Duration = Duration::from_secs(60);
+
 /// Refused certificates that wait to be noted.
 const REFUSED: usize = 256;
 
@@ -102,6 +105,7 @@ async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -
             return Err(fault);
         }
     }
+    note_audit_head(&store).await;
     store.close();
     match tasks.failure() {
         Some(failure) => Err(Fault::new("serve", failure)),
@@ -169,6 +173,7 @@ pub(crate) async fn start(
     );
     tasks.spawn_essential("certificate", identity.keep_current(clock.clone(), stop));
     tasks.spawn_essential("scheduler", parts.scheduler.run());
+    tasks.spawn("audit head", keep_audit_head(tasks.clone(), store.clone()));
     tasks.spawn("watchdog", watchdog(tasks.clone(), store.clone()));
 
     let endpoints = Endpoints {
@@ -312,6 +317,11 @@ fn open_store(folder: &Folder, clock: &Clock) -> Outcome<Store> {
                 "one collector runs on a state folder: stop it, or choose another --state-dir",
             ),
             StoreError::Newer { .. } => fault.hint("run the newer nexus-collector"),
+            StoreError::Missing { path } => fault.hint(format!(
+                "put {} back, from a backup if need be: the collector does not go on as if it had never been",
+                path.parent().unwrap_or(&path).display()
+            )),
+            error if error.is_full_disk() => fault.hint("make room on that file system"),
             _ => fault,
         }
     })
@@ -393,6 +403,23 @@ async fn drain(registry: &Registry, tasks: &Tasks, deadline: Duration) {
             ?left,
             "tasks were abandoned at the deadline; nothing they held was acknowledged"
         );
+    }
+}
+
+/// Notes how far the audit chain has come, now and then.
+async fn keep_audit_head(tasks: Tasks, store: Store) {
+    let stop = tasks.token();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(AUDIT_HEAD) => note_audit_head(&store).await,
+        }
+    }
+}
+
+async fn note_audit_head(store: &Store) {
+    if let Err(error) = store.note_audit_head().await {
+        tracing::debug!(error = %errors::chain(&error), "the end of the audit chain could not be noted");
     }
 }
 

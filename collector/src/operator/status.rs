@@ -30,6 +30,7 @@ pub(crate) fn of_store(what: &str, error: &StoreError) -> Status {
         StoreError::Statement(_)
         | StoreError::Sqlite { .. }
         | StoreError::File { .. }
+        | StoreError::Missing { .. }
         | StoreError::Newer { .. }
         | StoreError::Foreign { .. }
         | StoreError::InUse { .. }

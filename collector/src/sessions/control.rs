@@ -61,7 +61,13 @@ impl Refused {
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         let text = errors::chain(&error).to_string();
-        tracing::error!(error = text, "a session could not be opened");
+        match error {
+            // The writer has said so, once for all that wait for it.
+            StoreError::Unwritable(_) | StoreError::Unapplied(_) => {
+                tracing::debug!(error = text, "a session could not be opened");
+            }
+            _ => tracing::error!(error = text, "a session could not be opened"),
+        }
         Self::new(GoodbyeReason::Overload, "store", text)
     }
 }

@@ -8,6 +8,7 @@ use nexus_proto::{
     ids::{Lane, NodeId, SessionId},
 };
 use nexus_runtime::errors;
+use nexus_store::StoreError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
@@ -205,8 +206,14 @@ async fn ack(acks: &Acks, seq: u64, credit: &Credit) -> Result<(), Status> {
 }
 
 /// Nothing was acknowledged, so nothing is lost: the agent keeps it and comes again.
-fn store_failed(error: &nexus_store::StoreError) -> Status {
+fn store_failed(error: &StoreError) -> Status {
     let text = errors::chain(error).to_string();
-    tracing::error!(error = text, "records could not be stored");
+    match error {
+        // The writer has said so, once for all that wait for it.
+        StoreError::Unwritable(_) | StoreError::Unapplied(_) => {
+            tracing::debug!(error = text, "records could not be stored");
+        }
+        _ => tracing::error!(error = text, "records could not be stored"),
+    }
     Status::unavailable(text)
 }

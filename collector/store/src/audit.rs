@@ -2,24 +2,30 @@
 //! call returns.
 //!
 //! A chain whose end does not verify is still appended to, since acts must be recorded; the damage is
-//! logged as an error when the file is opened and shows in every verification after.
+//! logged as an error when the file is opened and shows in every verification after. How far the chain had come is
+//! noted in the control log now and then, so that one which was cut, replaced or removed is noticed as well: the
+//! first row after that says so.
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
+    time::Instant,
 };
 
 use nexus_proto::{
     audit::{GENESIS, row_hash},
     operator::v1::AuditRow,
 };
-use rusqlite::{Connection, Row, params};
+use nexus_runtime::clock::Clock;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     StoreError,
     db::{self, Format},
+    health::Health,
+    writer::chain,
 };
 
 const COLUMNS: &str =
@@ -43,6 +49,13 @@ pub(crate) fn format() -> Format {
     }
 }
 
+/// The end of the chain: its last row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) seq: u64,
+    pub(crate) hash: Vec<u8>,
+}
+
 /// The file, open for appending.
 #[derive(Debug)]
 pub(crate) struct Audit {
@@ -53,7 +66,58 @@ pub(crate) struct Audit {
 }
 
 impl Audit {
-    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Opens the file, and makes it when there is none. `known` is how far the chain had come at least.
+    pub(crate) fn open(
+        path: &Path,
+        known: Option<&Head>,
+        clock: &Clock,
+    ) -> Result<Self, StoreError> {
+        let mut audit = Self::read(path)?;
+        if let Some(known) = known
+            && let Some(fault) = audit.lacks(known)?
+        {
+            tracing::error!(file = %path.display(), "{fault}");
+            let row = AuditRow {
+                time_ms: clock.now().as_ms(),
+                actor: "collector".to_owned(),
+                action: "audit-chain".to_owned(),
+                subject: "audit".to_owned(),
+                decision: "damaged".to_owned(),
+                detail: serde_json::json!({ "fault": fault }).to_string(),
+                ..AuditRow::default()
+            };
+            // Where nothing can be written, it is said again at the next start.
+            if let Err(error) = audit.append(row) {
+                tracing::error!(error = %chain(&error), "the audit chain cannot say that it was damaged");
+            }
+        }
+        Ok(audit)
+    }
+
+    /// What is missing of a chain that had come to `known`.
+    fn lacks(&self, known: &Head) -> Result<Option<String>, StoreError> {
+        let held: Option<Vec<u8>> = self
+            .connection
+            .query_row(
+                "SELECT hash FROM audit WHERE seq = ?1",
+                [i64::try_from(known.seq).unwrap_or(i64::MAX)],
+                |row| row.get(0),
+            )
+            .optional()?;
+        Ok(match held {
+            Some(hash) if hash == known.hash => None,
+            Some(_) => Some(format!(
+                "row {} of the audit chain is another than it was: the chain was replaced",
+                known.seq
+            )),
+            None => Some(format!(
+                "the audit chain ends at row {}, and had come to row {}: what followed was removed",
+                self.seq, known.seq
+            )),
+        })
+    }
+
+    fn read(path: &Path) -> Result<Self, StoreError> {
         let connection = db::open_writer(path, &format())?;
         let mut audit = Self {
             connection,
@@ -61,11 +125,7 @@ impl Audit {
             seq: 0,
             hash: GENESIS,
         };
-        let last: Option<i64> =
-            audit
-                .connection
-                .query_row("SELECT max(seq) FROM audit", [], |row| row.get(0))?;
-        audit.seq = last.and_then(|last| u64::try_from(last).ok()).unwrap_or(0);
+        (audit.seq, audit.hash) = last(&audit.connection)?;
         let rows = rows(
             &audit.connection,
             audit.seq.saturating_sub(TAIL) + 1,
@@ -73,9 +133,6 @@ impl Audit {
         )?;
         if let Some(fault) = fault(&rows) {
             tracing::error!(file = %path.display(), "the audit chain is broken: {fault}");
-        }
-        if let Some(row) = rows.last() {
-            audit.hash = row.hash.as_ref().try_into().unwrap_or(GENESIS);
         }
         Ok(audit)
     }
@@ -104,10 +161,35 @@ impl Audit {
                     row.hash.as_ref()
                 ])
             });
-        appended.map_err(StoreError::sqlite("cannot append to", &self.path))?;
+        if let Err(error) = appended {
+            // A commit that failed at its very end may stand nevertheless: the file decides.
+            (self.seq, self.hash) = last(&self.connection)?;
+            return Err(StoreError::sqlite("cannot append to", &self.path)(error));
+        }
         (self.seq, self.hash) = (row.seq, hash);
         Ok(row)
     }
+
+    fn head(&self) -> Head {
+        Head {
+            seq: self.seq,
+            hash: self.hash.to_vec(),
+        }
+    }
+}
+
+fn last(db: &Connection) -> Result<(u64, [u8; 32]), StoreError> {
+    let last: Option<(i64, Vec<u8>)> = db
+        .query_row(
+            "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .optional()?;
+    Ok(last.map_or((0, GENESIS), |(seq, hash)| {
+        let hash = hash.as_slice().try_into().unwrap_or(GENESIS);
+        (u64::try_from(seq).unwrap_or(0), hash)
+    }))
 }
 
 /// Up to `limit` rows from `from` on.
@@ -161,32 +243,68 @@ pub(crate) fn fault(rows: &[AuditRow]) -> Option<String> {
     None
 }
 
+fn hold(head: &Mutex<Head>) -> MutexGuard<'_, Head> {
+    head.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 type Reply = oneshot::Sender<Result<AuditRow, StoreError>>;
 
 /// The one thread that appends.
 #[derive(Debug)]
 pub(crate) struct AuditWriter {
     queue: Mutex<Option<mpsc::Sender<(AuditRow, Reply)>>>,
+    head: Arc<Mutex<Head>>,
+    health: Arc<Health>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 impl AuditWriter {
-    pub(crate) fn start(path: &Path) -> Result<Self, StoreError> {
-        let mut audit = Audit::open(path)?;
+    /// Opens the file, see [`Audit::open`], and starts the thread.
+    pub(crate) fn start(
+        path: &Path,
+        known: Option<&Head>,
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
+        let mut audit = Audit::open(path, known, &clock)?;
+        let head = Arc::new(Mutex::new(audit.head()));
+        let health = Arc::new(Health::default());
+        let (newest, fares) = (Arc::clone(&head), Arc::clone(&health));
         let (queue, mut rows) = mpsc::channel::<(AuditRow, Reply)>(1024);
         let thread = thread::Builder::new()
             .name("write-audit".to_owned())
             .spawn(move || {
                 while let Some((row, reply)) = rows.blocking_recv() {
-                    drop(reply.send(audit.append(row)));
+                    let appended = audit.append(row);
+                    match &appended {
+                        Ok(_) => {
+                            fares.worked();
+                        }
+                        Err(error) => {
+                            fares.failed(clock.instant(), &chain(error));
+                        }
+                    }
+                    *hold(&newest) = audit.head();
+                    drop(reply.send(appended));
                 }
                 db::finish(&audit.connection);
             })
             .map_err(StoreError::file("cannot start the writer of", path))?;
         Ok(Self {
             queue: Mutex::new(Some(queue)),
+            head,
+            health,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// The last row there is.
+    pub(crate) fn head(&self) -> Head {
+        hold(&self.head).clone()
+    }
+
+    /// Why the last append failed, if that was less than a minute before `now`.
+    pub(crate) fn failing(&self, now: Instant) -> Option<String> {
+        self.health.failing(now)
     }
 
     pub(crate) async fn append(&self, row: AuditRow) -> Result<AuditRow, StoreError> {

@@ -49,6 +49,10 @@ CREATE TABLE collectors (
 );
 ";
 
+const SECOND: &str = "
+CREATE TABLE audit_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, hash BLOB NOT NULL);
+";
+
 /// The writer's side of the control data.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -91,7 +95,7 @@ impl Projection for Control {
             name: "file of projections of the control log",
             application: 0x4e58_4354,
             durable: false,
-            steps: vec![FIRST.to_owned()],
+            steps: vec![FIRST.to_owned(), SECOND.to_owned()],
         }
     }
 
@@ -251,6 +255,14 @@ impl Projection for Control {
                     "INSERT INTO meta (key, value) VALUES ('slots_version', ?1) ON CONFLICT DO UPDATE SET value = ?1",
                     [int(table.version)],
                 )?;
+                Ok(Outcome::Applied)
+            }
+            ControlEntry::AuditHead(head) => {
+                db.prepare_cached(
+                    "INSERT INTO audit_head (one, seq, hash) VALUES (1, ?1, ?2)
+                     ON CONFLICT DO UPDATE SET seq = ?1, hash = ?2",
+                )?
+                .execute(params![int(head.seq), head.hash.as_ref()])?;
                 Ok(Outcome::Applied)
             }
             ControlEntry::Collector(started) => {

@@ -14,9 +14,9 @@ use prost::Message as _;
 use crate::StoreError;
 
 pub use nexus_proto::store::v1::{
-    CertificateIssued, CollectorStarted, DeadLetter, FreshnessSet, JobCancelled, JobCreated,
-    JobEnded, LabelsSet, NodeEnrolled, NodeHeld, NodeNoted, OperatorLoggedIn, PolicySet,
-    RunDispatched, RunSettled, RunsPlanned, SerialIssued, SessionClosed, SessionOpened,
+    AuditHead, CertificateIssued, CollectorStarted, DeadLetter, FreshnessSet, JobCancelled,
+    JobCreated, JobEnded, LabelsSet, NodeEnrolled, NodeHeld, NodeNoted, OperatorLoggedIn,
+    PolicySet, RunDispatched, RunSettled, RunsPlanned, SerialIssued, SessionClosed, SessionOpened,
     SessionsLost, SlotTable, TokenCreated, TokenRevoked, TokenUsed,
     control_fact::Kind as ControlEntry, fact::Kind as Fact,
 };
@@ -150,7 +150,10 @@ impl Facts for Entry {
                 }
                 .encoded_len()
             }
-            Self::Records(records) => records.records.iter().map(record_weight).sum::<usize>() + 64,
+            Self::Records(records) => {
+                let first = records.records.first().map_or(0, names_weight);
+                records.records.iter().map(record_weight).sum::<usize>() + first + 64
+            }
         }
     }
 }
@@ -194,6 +197,16 @@ fn decode_records(
     Ok(())
 }
 
+/// The log names each series of a node that another node's reports come before.
+fn names_weight(record: &Record) -> usize {
+    use nexus_proto::record::Body;
+    let Body::Metrics(snapshot) = &record.body else {
+        return 0;
+    };
+    let samples = snapshot.samples.iter();
+    samples.map(|sample| sample.key.bytes()).sum()
+}
+
 fn record_weight(record: &Record) -> usize {
     use nexus_proto::record::Body;
     64 + match &record.body {
@@ -232,5 +245,44 @@ impl Facts for ControlEntry {
             kind: Some(self.clone()),
         }
         .encoded_len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use nexus_proto::{
+        metrics::{Sample, SeriesKey, SeriesType, Snapshot},
+        record::Body,
+        time::Timestamp,
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_entry_weighs_what_the_log_writes_of_it() {
+        let key = SeriesKey::new("n", &[("l", &"x".repeat(4000))]);
+        let sample = Sample {
+            key: Arc::new(key),
+            kind: SeriesType::Gauge,
+            value: 1.0,
+        };
+        let record = Record {
+            seq: 1,
+            time: Timestamp(1),
+            body: Body::Metrics(Snapshot {
+                interval_ms: 1,
+                samples: vec![sample],
+            }),
+        };
+        let entry = Entry::from(Records {
+            node: NodeId::random(),
+            incarnation: Incarnation::random(),
+            lane: Lane::Metrics,
+            records: vec![record],
+        });
+        let written = Entry::encode(std::slice::from_ref(&entry)).len();
+        assert!(entry.weight() >= written, "{written}");
     }
 }

@@ -2,9 +2,11 @@
 
 use std::{
     error::Error,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
+
+use rusqlite::{ErrorCode, ffi};
 
 type Source = Box<dyn Error + Send + Sync>;
 
@@ -20,11 +22,11 @@ pub enum StoreError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: rusqlite::Error,
+        source: SqliteFault,
     },
     /// SQLite refused a statement within a file that was open already.
     #[error("a statement failed")]
-    Statement(#[from] rusqlite::Error),
+    Statement(#[source] SqliteFault),
     /// The file system refused.
     #[error("{doing} {}", path.display())]
     File {
@@ -35,6 +37,12 @@ pub enum StoreError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A file that must be there is not: what it held is lost, and an empty one in its place would hide that.
+    #[error("{} is missing, and with it what was stored there", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
     },
     /// A newer version of the program wrote it.
     #[error("{} has format {found}, and this version knows formats up to {known}: it was written by a newer version", path.display())]
@@ -118,7 +126,87 @@ impl StoreError {
         move |source| Self::Sqlite {
             doing,
             path: path.to_owned(),
-            source,
+            source: SqliteFault(source),
         }
+    }
+
+    /// Whether there is no room left where the file is.
+    #[must_use]
+    pub fn is_full_disk(&self) -> bool {
+        match self {
+            Self::Sqlite { source, .. } | Self::Statement(source) => source.is_full_disk(),
+            Self::File { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Statement(SqliteFault(error))
+    }
+}
+
+/// SQLite's refusal, said once and in words.
+#[derive(Debug)]
+pub struct SqliteFault(pub(crate) rusqlite::Error);
+
+impl SqliteFault {
+    fn is_full_disk(&self) -> bool {
+        // A WAL's index is the first file that finds no room; SQLite calls that an input or output error.
+        const FULL: [i32; 2] = [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_SHMSIZE];
+        self.0
+            .sqlite_error()
+            .is_some_and(|error| FULL.contains(&error.extended_code))
+    }
+}
+
+impl fmt::Display for SqliteFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            _ if self.is_full_disk() => f.write_str("the disk is full"),
+            rusqlite::Error::SqliteFailure(error, message) => {
+                match message {
+                    Some(message) => f.write_str(message)?,
+                    None => write!(f, "{}", ffi::code_to_str(error.extended_code))?,
+                }
+                if error.code == ErrorCode::SystemIoFailure {
+                    write!(f, " (SQLite's code {})", error.extended_code)?;
+                }
+                Ok(())
+            }
+            other => write!(f, "{other}"),
+        }
+    }
+}
+
+/// Its cause is within its words already.
+impl Error for SqliteFault {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(extended_code: i32, message: &str) -> String {
+        let error = ffi::Error::new(extended_code);
+        let error = rusqlite::Error::SqliteFailure(error, Some(message.to_owned()));
+        crate::writer::chain(&StoreError::sqlite("cannot read", Path::new("log.db"))(
+            error,
+        ))
+    }
+
+    #[test]
+    fn sqlite_is_understood_and_says_things_once() {
+        let full = "cannot read log.db: the disk is full";
+        assert_eq!(said(ffi::SQLITE_FULL, "database or disk is full"), full);
+        assert_eq!(said(ffi::SQLITE_IOERR_SHMSIZE, "disk I/O error"), full);
+        assert_eq!(
+            said(ffi::SQLITE_IOERR_READ, "disk I/O error"),
+            "cannot read log.db: disk I/O error (SQLite's code 266)"
+        );
+        assert_eq!(
+            said(ffi::SQLITE_NOTADB, "file is not a database"),
+            "cannot read log.db: file is not a database"
+        );
     }
 }

@@ -11,6 +11,7 @@ mod control;
 mod db;
 pub mod entry;
 mod error;
+mod health;
 mod log;
 mod query;
 mod rows;
@@ -19,7 +20,7 @@ mod store;
 mod watch;
 mod writer;
 
-pub use error::StoreError;
+pub use error::{SqliteFault, StoreError};
 pub use query::{QueryOptions, QueryStream};
 pub use rows::{
     ColumnInfo, JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,

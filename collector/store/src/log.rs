@@ -23,8 +23,8 @@ const CONTEXT: &str = "nexus record log v1";
 const EPOCH: i64 = 1;
 /// Enough for metric batches; the log is read rarely.
 const ZSTD_LEVEL: i32 = 1;
-/// A batch that unpacks to more was not written by us.
-const BATCH_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// No batch is larger: one that cannot be read again is not written.
+const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Rows checked when a log is opened. Older ones are checked when they are read.
 const TAIL: i64 = 64;
 
@@ -95,7 +95,13 @@ impl Log {
         facts: &[F],
         time: Timestamp,
     ) -> Result<i64, rusqlite::Error> {
-        let packed = pack(&F::encode(facts), ZSTD_LEVEL)
+        let batch = F::encode(facts);
+        if batch.len() >= BATCH_BYTES_MAX {
+            return Err(rusqlite::Error::ToSqlConversionFailure(
+                format!("a batch of {} bytes is too large for the log", batch.len()).into(),
+            ));
+        }
+        let packed = pack(&batch, ZSTD_LEVEL)
             .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
         let index = self.index + 1;
         let hash = row_hash(index, EPOCH, &self.hash, time, &packed);
@@ -163,6 +169,16 @@ impl Log {
         }))
     }
 
+    /// When a row was appended.
+    pub(crate) fn time_of(&self, index: i64) -> Result<Option<Timestamp>, StoreError> {
+        self.connection
+            .query_row("SELECT time_ms FROM log WHERE idx = ?1", [index], |row| {
+                row.get(0).map(Timestamp)
+            })
+            .optional()
+            .map_err(StoreError::sqlite("cannot read", &self.path))
+    }
+
     /// Checks the chain over rows `after < idx <= to`; the hash of the last of them.
     pub(crate) fn check(&self, after: i64, to: i64) -> Result<[u8; 32], StoreError> {
         let read = StoreError::sqlite("cannot read", &self.path);
@@ -223,7 +239,7 @@ pub(crate) fn pack(bytes: &[u8], level: i32) -> io::Result<Vec<u8>> {
 pub(crate) fn unpack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut unpacked = Vec::new();
     zstd::stream::read::Decoder::with_buffer(bytes)?
-        .take(BATCH_BYTES_MAX)
+        .take(u64::try_from(BATCH_BYTES_MAX).unwrap_or(u64::MAX))
         .read_to_end(&mut unpacked)?;
     Ok(unpacked)
 }

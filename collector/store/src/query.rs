@@ -121,12 +121,12 @@ pub(crate) fn names_metrics(sql: &str) -> bool {
     sql.to_ascii_lowercase().contains("metric")
 }
 
-/// Starts a query in a thread of its own, which holds `permit`.
+/// Starts a query in a thread of its own, which holds `permit` and asks for `metrics`.
 pub(crate) async fn start(
     sql: String,
     options: QueryOptions,
     places: Places,
-    metrics: Metrics,
+    metrics: impl FnOnce() -> Result<Metrics, StoreError> + Send + 'static,
     clock: Clock,
     permit: OwnedSemaphorePermit,
 ) -> Result<QueryStream, StoreError> {
@@ -143,7 +143,8 @@ pub(crate) async fn start(
                 clock,
                 rows: rows.clone(),
             };
-            match run.run(&places, metrics, &mut head) {
+            let result = metrics().and_then(|metrics| run.run(&places, metrics, &mut head));
+            match result {
                 Ok(was_cut) => drop(cut.send(was_cut)),
                 Err(error) => match head.take() {
                     Some(head) => drop(head.send(Err(error))),

@@ -100,7 +100,7 @@ impl Shard {
     fn records(
         &mut self,
         db: &Connection,
-        time: Timestamp,
+        at: (i64, Timestamp),
         records: &Records,
     ) -> Result<Outcome, StoreError> {
         let node = records.node;
@@ -113,7 +113,7 @@ impl Shard {
             }
             last = record.seq;
             new += 1;
-            self.record(db, time, records, record)?;
+            self.record(db, at, records, record)?;
         }
         if last > before {
             set_cursor(
@@ -123,7 +123,7 @@ impl Shard {
                 records.lane,
                 (last, new),
             )?;
-            nodes::seen(db, node, time)?;
+            nodes::seen(db, node, at.1)?;
         }
         Ok(Outcome::Committed(last))
     }
@@ -131,15 +131,16 @@ impl Shard {
     fn record(
         &mut self,
         db: &Connection,
-        time: Timestamp,
+        (index, time): (i64, Timestamp),
         of: &Records,
         record: &Record,
     ) -> Result<(), StoreError> {
         let node = of.node;
         let ours = match &record.body {
             Body::Metrics(snapshot) => {
+                let snapshot = Arc::new(snapshot.clone());
                 self.metrics
-                    .stage(node, record.time, time, &Arc::new(snapshot.clone()));
+                    .stage(node, (index, time), record.time, snapshot);
                 true
             }
             Body::Section(section) => {
@@ -251,12 +252,12 @@ impl Projection for Shard {
     fn apply(
         &mut self,
         db: &Connection,
-        _: i64,
+        index: i64,
         time: Timestamp,
         fact: &Entry,
     ) -> Result<Outcome, StoreError> {
         match fact {
-            Entry::Records(records) => self.records(db, time, records),
+            Entry::Records(records) => self.records(db, (index, time), records),
             Entry::Fact(fact) => self.fact(db, time, fact),
         }
     }

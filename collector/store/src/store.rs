@@ -19,10 +19,10 @@ use tokio::sync::Semaphore;
 
 use crate::{
     StoreError,
-    audit::{self, AuditWriter},
+    audit::{self, AuditWriter, Head},
     control::{self, Control},
     db::{self, FolderLock},
-    entry::{ControlEntry, Entry, Outcome, SlotTable},
+    entry::{AuditHead, ControlEntry, Entry, Outcome, SlotTable},
     log,
     query::{self, NodeMetrics, Places, QueryOptions, QueryStream},
     rows::{
@@ -31,13 +31,15 @@ use crate::{
     },
     shard::{self, Shard, metrics},
     watch::Watches,
-    writer::{Projection as _, Writer},
+    writer::{Projection as _, Writer, chain},
 };
 
 /// Queries that run at the same time; more wait.
 const QUERIES: usize = 4;
 /// A query attaches every shard, the control file and the audit file; SQLite attaches ten at most.
 const SHARDS_MAX: u16 = 8;
+/// The end of the audit chain is noted after this many rows.
+const AUDIT_ROWS_NOTED: u64 = 32;
 
 /// How a new store is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +69,8 @@ struct Inner {
     control_reader: Mutex<Connection>,
     audit: AuditWriter,
     audit_reader: Mutex<Connection>,
+    /// What the control log says the end of the audit chain is.
+    audit_noted: Mutex<Option<Head>>,
     watches: Watches,
     queries: Arc<Semaphore>,
     clock: Clock,
@@ -76,7 +80,10 @@ struct Inner {
 
 struct ShardParts {
     writer: Writer<Entry>,
+    /// For reads of one thing.
     reader: Mutex<Connection>,
+    /// For reads of many, which nobody who asks for one thing waits for.
+    bulk: Mutex<Connection>,
     memory: metrics::Shared,
 }
 
@@ -125,6 +132,16 @@ fn refuse_newer(dir: &Path) -> Result<(), StoreError> {
     db::refuse_newer(&dir.join("audit.db"), &audit::format())
 }
 
+fn must_exist(path: &Path) -> Result<(), StoreError> {
+    match path.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StoreError::Missing {
+            path: path.to_owned(),
+        }),
+        Err(error) => Err(StoreError::file("cannot look for", path)(error)),
+    }
+}
+
 impl Store {
     /// Makes an empty store in a folder that holds none.
     pub fn create(dir: &Path, layout: Layout) -> Result<(), StoreError> {
@@ -154,7 +171,7 @@ impl Store {
             )?
             .close();
         }
-        AuditWriter::start(&dir.join("audit.db"))?.close();
+        AuditWriter::start(&dir.join("audit.db"), None, clock.clone())?.close();
         let slots = u32::from(Slot::COUNT);
         let shards = (0..slots)
             .map(|slot| slot * u32::from(layout.shards) / slots)
@@ -176,7 +193,9 @@ impl Store {
     /// a crash left unapplied, closes the sessions it left open.
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, StoreError> {
         let folder = dir.join("control");
-        if !folder.join("log.db").exists() {
+        if dir.join("audit.db").exists() {
+            must_exist(&folder.join("log.db"))?;
+        } else if !folder.join("log.db").exists() {
             return Err(StoreError::Invalid(format!(
                 "{} holds no store",
                 dir.display()
@@ -193,17 +212,21 @@ impl Store {
         let mut shards = Vec::with_capacity(usize::from(count));
         for number in 0..count {
             let folder = shard_folder(dir, number);
+            // The control log came last when the store was made, so every shard was there.
+            must_exist(&folder.join("log.db"))?;
             let shard = Shard::new(watches.clone());
             let memory = shard.memory();
             let writer = Writer::start("shard", &folder, clock.clone(), shard, Vec::new())?;
-            let reader = Mutex::new(db::open_reader(&folder.join("state.db"))?);
+            let state = folder.join("state.db");
             shards.push(ShardParts {
                 writer,
-                reader,
+                reader: Mutex::new(db::open_reader(&state)?),
+                bulk: Mutex::new(db::open_reader(&state)?),
                 memory,
             });
         }
-        let audit = AuditWriter::start(&dir.join("audit.db"))?;
+        let noted = control::reads::audit_head(&control_reader)?;
+        let audit = AuditWriter::start(&dir.join("audit.db"), noted.as_ref(), clock.clone())?;
         let audit_reader = Mutex::new(db::open_reader(&dir.join("audit.db"))?);
         let inner = Inner {
             dir: dir.to_owned(),
@@ -213,6 +236,7 @@ impl Store {
             control_reader: Mutex::new(control_reader),
             audit,
             audit_reader,
+            audit_noted: Mutex::new(noted),
             watches,
             queries: Arc::new(Semaphore::new(QUERIES)),
             clock,
@@ -246,7 +270,10 @@ impl Store {
         let shards = self.inner.shards.iter();
         shards
             .map(|parts| parts.writer.failing(now))
-            .chain([self.inner.control.failing(now)])
+            .chain([
+                self.inner.control.failing(now),
+                self.inner.audit.failing(now),
+            ])
             .find_map(|failing| failing)
     }
 
@@ -302,7 +329,37 @@ impl Store {
 
     /// Appends to the audit chain, durably. `seq`, `prev_hash` and `hash` are filled in.
     pub async fn audit(&self, row: AuditRow) -> Result<AuditRow, StoreError> {
-        self.inner.audit.append(row).await
+        let row = self.inner.audit.append(row).await?;
+        if row.seq % AUDIT_ROWS_NOTED == 0
+            && let Err(error) = self.note_audit_head().await
+        {
+            // The row itself is durable, and the next note says as much.
+            tracing::debug!(error = %chain(&error), "the end of the audit chain could not be noted");
+        }
+        Ok(row)
+    }
+
+    /// Notes in the control log how far the audit chain has come, so that it is noticed when rows go missing while no
+    /// collector runs. Done by itself after a number of rows; to be done now and then, and before the store is closed.
+    pub async fn note_audit_head(&self) -> Result<(), StoreError> {
+        let head = self.inner.audit.head();
+        let noted = || {
+            self.inner
+                .audit_noted
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if head.seq == 0 || noted().as_ref() == Some(&head) {
+            return Ok(());
+        }
+        let entry = ControlEntry::AuditHead(AuditHead {
+            seq: head.seq,
+            hash: head.hash.clone().into(),
+            time_ms: self.inner.clock.now().as_ms(),
+        });
+        self.inner.control.append(vec![entry]).await?;
+        *noted() = Some(head);
+        Ok(())
     }
 
     /// Up to `limit` rows of the audit chain from `from_seq` on.
@@ -319,7 +376,7 @@ impl Store {
     pub fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, StoreError> {
         let mut nodes = Vec::new();
         for (number, shard) in (0..).zip(&self.inner.shards) {
-            nodes.extend(shard::reads::nodes(&reading(&shard.reader), number, as_of)?);
+            nodes.extend(shard::reads::nodes(&reading(&shard.bulk), number, as_of)?);
         }
         nodes.sort_by(|a, b| a.name.cmp(&b.name).then(a.id.cmp(&b.id)));
         Ok(nodes)
@@ -349,7 +406,7 @@ impl Store {
     pub fn runs(&self, job: JobId) -> Result<Vec<RunRow>, StoreError> {
         let mut runs = Vec::new();
         for shard in &self.inner.shards {
-            runs.extend(shard::reads::runs(&reading(&shard.reader), job, None)?);
+            runs.extend(shard::reads::runs(&reading(&shard.bulk), job, None)?);
         }
         runs.sort_by_key(|run| run.node);
         Ok(runs)
@@ -365,7 +422,7 @@ impl Store {
     pub fn run_counts(&self, job: JobId) -> Result<BTreeMap<RunState, u64>, StoreError> {
         let mut counts = BTreeMap::new();
         for shard in &self.inner.shards {
-            shard::reads::run_counts(&reading(&shard.reader), job, &mut counts)?;
+            shard::reads::run_counts(&reading(&shard.bulk), job, &mut counts)?;
         }
         Ok(counts)
     }
@@ -379,7 +436,7 @@ impl Store {
         after: i64,
         limit: usize,
     ) -> Result<Vec<OutputRow>, StoreError> {
-        shard::reads::run_outputs(&reading(&self.shard(shard)?.reader), job, after, limit)
+        shard::reads::run_outputs(&reading(&self.shard(shard)?.bulk), job, after, limit)
     }
 
     /// A version that rises whenever a run of the job, its output or the job itself changed.
@@ -419,7 +476,7 @@ impl Store {
         to: Timestamp,
     ) -> Result<Vec<Point>, StoreError> {
         let shard = self.shard_for(node)?;
-        metrics::history(&reading(&shard.reader), &shard.memory, node, name, from, to)
+        metrics::history(&reading(&shard.bulk), &shard.memory, node, name, from, to)
     }
 
     /// Makes a shard's projections anew from its log.
@@ -429,7 +486,7 @@ impl Store {
 
     /// BLAKE3 over the logical rows of a shard's projections: equal logs give equal digests.
     pub fn digest(&self, shard: u16) -> Result<[u8; 32], StoreError> {
-        shard::reads::digest(&reading(&self.shard(shard)?.reader))
+        shard::reads::digest(&reading(&self.shard(shard)?.bulk))
     }
 
     /// Runs one read-only statement over the documented views.
@@ -445,22 +502,6 @@ impl Store {
             control: inner.dir.join("control").join("state.db"),
             audit: inner.dir.join("audit.db"),
         };
-        let mut nodes = Vec::new();
-        if query::names_metrics(sql) {
-            let permitted = |id: &NodeId| {
-                options
-                    .nodes
-                    .as_ref()
-                    .is_none_or(|nodes| nodes.contains(id))
-            };
-            nodes = self.nodes(None)?;
-            nodes.retain(|node| permitted(&node.id));
-        }
-        let nodes = nodes.into_iter().map(|node| NodeMetrics {
-            id: node.id.to_string(),
-            name: node.name,
-            newest: self.newest(node.id),
-        });
         let until = options.as_of.unwrap_or(Timestamp(i64::MAX));
         // Weak, so that a query that goes on does not keep a closed store's folder.
         let weak = Arc::downgrade(&self.inner);
@@ -479,9 +520,27 @@ impl Store {
                 .map(|point| (point.key, point.value, point.time))
                 .collect())
         };
-        let metrics = query::Metrics {
-            nodes: Arc::new(nodes.collect()),
-            history: Arc::new(history),
+        let wanted = query::names_metrics(sql);
+        let permitted = options.nodes.clone();
+        let weak = Arc::downgrade(&self.inner);
+        let metrics = move || {
+            let mut shown = Vec::new();
+            if wanted {
+                let store = Store {
+                    inner: weak.upgrade().ok_or(StoreError::Closed)?,
+                };
+                let mut nodes = store.nodes(None)?;
+                nodes.retain(|node| permitted.as_ref().is_none_or(|ids| ids.contains(&node.id)));
+                shown.extend(nodes.into_iter().map(|node| NodeMetrics {
+                    id: node.id.to_string(),
+                    name: node.name,
+                    newest: store.newest(node.id),
+                }));
+            }
+            Ok(query::Metrics {
+                nodes: Arc::new(shown),
+                history: Arc::new(history),
+            })
         };
         query::start(
             sql.to_owned(),

@@ -13,12 +13,9 @@ mod tests;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use nexus_proto::time::Timestamp;
@@ -30,6 +27,7 @@ use crate::{
     StoreError,
     db::{self, Format},
     entry::{Facts, Outcome},
+    health::Health,
     log::Log,
 };
 
@@ -37,8 +35,6 @@ use crate::{
 const QUEUE: usize = 4096;
 /// Kilobytes of entries that wait, or are being written.
 const QUEUE_KB: u32 = 64 * 1024;
-/// A failure counts as lasting for this long, unless a commit works before.
-const FAILING: Duration = Duration::from_secs(60);
 /// Commands of one commit.
 const GROUP: usize = 1024;
 /// Kilobytes of one commit, but for its last command.
@@ -85,28 +81,6 @@ pub struct QueueDepth {
     pub capacity_bytes: usize,
     /// Commits that failed.
     pub failures: u64,
-}
-
-/// How a writer fares, for whoever watches.
-#[derive(Debug, Default)]
-struct Health {
-    failures: AtomicU64,
-    last: Mutex<Option<(Instant, String)>>,
-}
-
-impl Health {
-    fn failed(&self, at: Instant, why: &str) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
-        *self.last() = Some((at, why.to_owned()));
-    }
-
-    fn worked(&self) {
-        *self.last() = None;
-    }
-
-    fn last(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 type Reply = oneshot::Sender<Result<Vec<Outcome>, StoreError>>;
@@ -201,16 +175,13 @@ impl<F: Facts> Writer<F> {
             bytes: all_kb.saturating_sub(free_kb).saturating_mul(1024),
             capacity: QUEUE,
             capacity_bytes: all_kb.saturating_mul(1024),
-            failures: self.health.failures.load(Ordering::Relaxed),
+            failures: self.health.failures(),
         }
     }
 
     /// Why the last commit failed, if that was less than a minute before `now`.
     pub(crate) fn failing(&self, now: Instant) -> Option<String> {
-        let last = self.health.last();
-        last.as_ref()
-            .filter(|(at, _)| now.saturating_duration_since(*at) < FAILING)
-            .map(|(_, why)| why.clone())
+        self.health.failing(now)
     }
 
     /// Makes the projections anew from the log.
@@ -266,7 +237,7 @@ impl<P: Projection> Core<P> {
         let log = Log::open(&folder.join("log.db"))?;
         let path = folder.join("state.db");
         let rows = match db::open_writer(&path, &P::format()) {
-            Err(StoreError::Sqlite { source, .. }) if is_damage(&source) => {
+            Err(StoreError::Sqlite { source, .. }) if is_damage(&source.0) => {
                 tracing::error!(file = %path.display(), "the projections are damaged and are rebuilt from the log");
                 set_aside(&path)?;
                 db::open_writer(&path, &P::format())?
@@ -333,7 +304,9 @@ impl<P: Projection> Core<P> {
         }
         match self.write(facts) {
             Ok(outcomes) => {
-                self.health.worked();
+                if self.health.worked() {
+                    tracing::info!(file = %self.path.display(), "commits work again");
+                }
                 let mut outcomes = outcomes.into_iter();
                 for (count, permit, reply) in group {
                     // A caller that stopped waiting learns nothing, and loses nothing.
@@ -342,9 +315,13 @@ impl<P: Projection> Core<P> {
                 }
             }
             Err(error) => {
-                tracing::error!(file = %self.path.display(), error = %chain(&error), "a commit failed");
                 let why = chain(&error);
-                self.health.failed(self.clock.instant(), &why);
+                // Whoever has something to store tries again soon, and often.
+                if self.health.failed(self.clock.instant(), &why) {
+                    tracing::error!(file = %self.path.display(), error = why, "a commit failed");
+                } else {
+                    tracing::debug!(file = %self.path.display(), error = why, "a commit failed again");
+                }
                 let logged = matches!(error, StoreError::Unapplied(_));
                 for (_, _, reply) in group {
                     let why = why.clone();
@@ -435,11 +412,6 @@ impl<P: Projection> Core<P> {
     }
 
     fn rebuild(&mut self) -> Result<(), StoreError> {
-        let doing = |source| StoreError::Sqlite {
-            doing: "cannot empty",
-            path: self.path.clone(),
-            source,
-        };
         let empty = || -> rusqlite::Result<()> {
             let names: Vec<String> = self
                 .rows
@@ -453,7 +425,7 @@ impl<P: Projection> Core<P> {
             self.rows
                 .execute_batch(&format!("BEGIN IMMEDIATE; {deletes} COMMIT;"))
         };
-        empty().map_err(doing)?;
+        empty().map_err(StoreError::sqlite("cannot empty", &self.path))?;
         self.applied = 0;
         self.projection.load(&self.rows, &self.log, 0)?;
         self.catch_up()
@@ -472,7 +444,7 @@ impl<P: Projection> Core<P> {
 fn is_fatal(error: &StoreError) -> bool {
     match error {
         StoreError::Sqlite { source, .. } | StoreError::Statement(source) => matches!(
-            source.sqlite_error_code(),
+            source.0.sqlite_error_code(),
             Some(
                 ErrorCode::DiskFull
                     | ErrorCode::SystemIoFailure

@@ -482,6 +482,24 @@ async fn the_audit_chain_grows_across_restarts() {
 }
 
 #[tokio::test]
+async fn the_newest_report_is_the_last_one_whatever_its_clock_says() {
+    let world = World::new().await;
+    let mut ahead = record(1, Body::Metrics(snapshot(1.0)));
+    ahead.time = Timestamp(i64::MAX / 2);
+    world.report(Lane::Metrics, vec![ahead]).await;
+    world
+        .report(Lane::Metrics, vec![record(2, Body::Metrics(snapshot(2.0)))])
+        .await;
+    let world = {
+        let newest = world.store.newest(world.node).unwrap();
+        assert_eq!(newest.snapshot, snapshot(2.0).into());
+        world.reopen()
+    };
+    let newest = world.store.newest(world.node).unwrap();
+    assert_eq!(newest.snapshot, snapshot(2.0).into());
+}
+
+#[tokio::test]
 async fn a_folder_has_one_store_and_one_user() {
     let world = World::new().await;
     assert!(matches!(

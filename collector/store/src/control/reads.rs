@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use crate::{
     StoreError,
+    audit::Head,
     rows::{JobRow, TokenRow, TrustRow},
 };
 
@@ -120,6 +121,20 @@ pub(crate) fn signing_key(db: &Connection, name: &str) -> Result<Option<Vec<u8>>
     Ok(db
         .prepare_cached("SELECT signing_key FROM operators WHERE name = ?1")?
         .query_row([name], |row| row.get(0))
+        .optional()?)
+}
+
+/// How far the audit chain had come when that was last noted.
+pub(crate) fn audit_head(db: &Connection) -> Result<Option<Head>, StoreError> {
+    Ok(db
+        .prepare("SELECT seq, hash FROM audit_head")?
+        .query_row([], |row| {
+            let seq: i64 = row.get(0)?;
+            Ok(Head {
+                seq: u64::try_from(seq).unwrap_or(0),
+                hash: row.get(1)?,
+            })
+        })
         .optional()?)
 }
 

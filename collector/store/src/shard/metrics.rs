@@ -41,7 +41,11 @@ pub(crate) struct Memory {
 
 #[derive(Debug, Clone)]
 struct Report {
+    /// The log row it came in.
+    index: i64,
     time: Timestamp,
+    /// When that row was appended.
+    received: Timestamp,
     snapshot: Arc<Snapshot>,
 }
 
@@ -57,30 +61,15 @@ impl Memory {
         self.newest.get(&node)
     }
 
-    fn take_in(
-        &mut self,
-        node: NodeId,
-        time: Timestamp,
-        received: Timestamp,
-        snapshot: &Arc<Snapshot>,
-    ) {
-        let held = self.newest.get(&node).is_none_or(|held| held.time <= time);
-        if held {
-            let snapshot = Arc::clone(snapshot);
-            self.newest.insert(
-                node,
-                Newest {
-                    time,
-                    received,
-                    snapshot,
-                },
-            );
-        }
-        let snapshot = Arc::clone(snapshot);
-        self.heads
-            .entry(node)
-            .or_default()
-            .push(Report { time, snapshot });
+    /// The newest report is the last one: a node's clock may be set back.
+    fn take_in(&mut self, node: NodeId, report: Report) {
+        let newest = Newest {
+            time: report.time,
+            received: report.received,
+            snapshot: Arc::clone(&report.snapshot),
+        };
+        self.newest.insert(node, newest);
+        self.heads.entry(node).or_default().push(report);
     }
 }
 
@@ -89,7 +78,7 @@ impl Memory {
 pub(crate) struct Metrics {
     memory: Shared,
     /// Of the transaction that is open.
-    staged: Vec<(NodeId, Timestamp, Timestamp, Arc<Snapshot>)>,
+    staged: Vec<(NodeId, Report)>,
     samples: usize,
     /// When the oldest report in memory was committed.
     since: Option<Timestamp>,
@@ -112,6 +101,13 @@ impl Metrics {
             ..Self::default()
         };
         *hold(&self.memory) = Memory::default();
+        let chunked: i64 = db.query_row(
+            "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'chunked'",
+            [],
+            |row| row.get(0),
+        )?;
+        // What stands in chunks came by then at the latest.
+        let flushed = log.time_of(chunked)?.unwrap_or_default();
         let mut last = db.prepare(
             "SELECT node, body FROM chunks WHERE id IN (SELECT max(id) FROM chunks GROUP BY node)",
         )?;
@@ -123,17 +119,12 @@ impl Metrics {
             {
                 let newest = Newest {
                     time,
-                    received: time,
+                    received: time.min(flushed),
                     snapshot: Arc::new(snapshot),
                 };
                 hold(&self.memory).newest.insert(node, newest);
             }
         }
-        let chunked: i64 = db.query_row(
-            "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'chunked'",
-            [],
-            |row| row.get(0),
-        )?;
         let mut seen: HashMap<(NodeId, Incarnation), u64> = HashMap::new();
         for index in chunked + 1..=applied {
             let Some(row) = log.read::<Entry>(index)? else {
@@ -151,7 +142,8 @@ impl Metrics {
                     if record.seq > *seen {
                         *seen = record.seq;
                         if let Body::Metrics(snapshot) = record.body {
-                            self.stage(records.node, record.time, row.time, &Arc::new(snapshot));
+                            let at = (row.index, row.time);
+                            self.stage(records.node, at, record.time, Arc::new(snapshot));
                         }
                     }
                 }
@@ -164,12 +156,17 @@ impl Metrics {
     pub(super) fn stage(
         &mut self,
         node: NodeId,
+        (index, received): (i64, Timestamp),
         time: Timestamp,
-        received: Timestamp,
-        snapshot: &Arc<Snapshot>,
+        snapshot: Arc<Snapshot>,
     ) {
-        self.staged
-            .push((node, time, received, Arc::clone(snapshot)));
+        let report = Report {
+            index,
+            time,
+            received,
+            snapshot,
+        };
+        self.staged.push((node, report));
     }
 
     /// Writes chunks, when it is time, with what is staged in them.
@@ -182,7 +179,7 @@ impl Metrics {
         let staged: usize = self
             .staged
             .iter()
-            .map(|(.., snapshot)| snapshot.samples.len())
+            .map(|(_, report)| report.snapshot.samples.len())
             .sum();
         let old = self
             .since
@@ -191,12 +188,8 @@ impl Metrics {
             return Ok(());
         }
         let mut heads = hold(&self.memory).heads.clone();
-        for (node, time, _, snapshot) in &self.staged {
-            let snapshot = Arc::clone(snapshot);
-            heads.entry(*node).or_default().push(Report {
-                time: *time,
-                snapshot,
-            });
+        for (node, report) in &self.staged {
+            heads.entry(*node).or_default().push(report.clone());
         }
         let mut nodes: Vec<_> = heads.into_iter().collect();
         nodes.sort_unstable_by_key(|(node, _)| *node);
@@ -236,10 +229,10 @@ impl Metrics {
             return;
         }
         let mut memory = hold(&self.memory);
-        for (node, time, received, snapshot) in staged {
-            self.samples += snapshot.samples.len();
-            self.since.get_or_insert(received);
-            memory.take_in(node, time, received, &snapshot);
+        for (node, report) in staged {
+            self.samples += report.snapshot.samples.len();
+            self.since.get_or_insert(report.received);
+            memory.take_in(node, report);
         }
         if flushed {
             memory.heads.clear();
@@ -272,9 +265,16 @@ pub(crate) fn history(
             }));
         }
     };
-    // Held while the chunks are read, so that no flush moves a report from one to the other meanwhile.
-    let memory = hold(memory);
-    let mut chunks = db.prepare_cached(
+    // The memory is not held while chunks are read: its writer would wait. What is flushed meanwhile stands in both,
+    // and is known by its row.
+    let head = hold(memory).heads.get(&node).cloned().unwrap_or_default();
+    let read = db.unchecked_transaction()?;
+    let chunked: i64 = read.query_row(
+        "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'chunked'",
+        [],
+        |row| row.get(0),
+    )?;
+    let mut chunks = read.prepare_cached(
         "SELECT body FROM chunks WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3 ORDER BY id",
     )?;
     let mut chunks = chunks.query(params![node.as_bytes(), from.as_ms(), to.as_ms()])?;
@@ -283,7 +283,7 @@ pub(crate) fn history(
             pick(time, &snapshot);
         }
     }
-    for report in memory.heads.get(&node).into_iter().flatten() {
+    for report in head.iter().filter(|report| report.index > chunked) {
         pick(report.time, &report.snapshot);
     }
     points.sort_by_key(|point| point.time);
