@@ -2,7 +2,7 @@
 //!
 //! In its folder: `root.pem` (the root's certificate), `root.key` (its key; may be taken offline), and
 //! `agents.pem`, `collectors.pem`, `operators.pem` (an intermediate's key and certificate), all 0600.
-//! `root.pem` is written last, so a folder that has it is whole.
+//! The folder appears whole or not at all, and nothing here ever overwrites a key of it.
 //!
 //! An intermediate has path length 0 and extended key usages of its own: TLS client (agents,
 //! operators) or server and client (collectors), and a purpose that only its role has. webpki checks
@@ -23,7 +23,7 @@ use crate::{
     admission::{Admission, Refusal},
     certificate::{CertificateError, Claims, Root, Serial, pem},
     csr::{self, CsrError, PrivateKey},
-    files::{self, FileError},
+    files::{self, FileError, NewFolder},
     leaf::{self, Leaf, LeafError},
     spiffe::{self, Role, SpiffeError, SpiffeId},
 };
@@ -32,6 +32,9 @@ use crate::{
 pub const ROOT_LIFE: Duration = Duration::from_secs(3652 * 24 * 3600);
 /// Life of the intermediates.
 pub const INTERMEDIATE_LIFE: Duration = Duration::from_secs(3 * 365 * 24 * 3600);
+
+/// The last second of the year 9999, after which X.509 has no dates (RFC 5280, 4.1.2.5).
+const YEAR_9999: Timestamp = Timestamp(253_402_300_799_000);
 
 const ROOT_FILE: &str = "root.pem";
 const ROOT_KEY_FILE: &str = "root.key";
@@ -87,6 +90,16 @@ pub enum AuthorityError {
         /// Why.
         #[source]
         source: Refusal,
+    },
+    /// Dates that no certificate can have.
+    #[error(
+        "a certificate cannot be valid from {not_before} to {not_after}: set this machine's clock"
+    )]
+    Dates {
+        /// The beginning.
+        not_before: Timestamp,
+        /// The end.
+        not_after: Timestamp,
     },
     /// The system gave no random bytes.
     #[error("a serial number")]
@@ -161,13 +174,13 @@ struct Intermediate {
 }
 
 impl Authority {
-    /// Makes an authority in `dir`, which must not hold one.
+    /// Makes an authority in `dir`, which must be empty or not exist.
     pub fn create(dir: &Path, trust_domain: &str, now: Timestamp) -> Result<Self, AuthorityError> {
         spiffe::check_trust_domain(trust_domain)?;
-        if dir.join(ROOT_FILE).exists() {
+        if Self::exists(dir) {
             return Err(AuthorityError::Exists(dir.to_owned()));
         }
-        files::create_folder(dir)?;
+        let new = NewFolder::begin(dir)?;
 
         let key = PrivateKey::generate()?;
         let not_before = now.before(limits::CLOCK_SKEW);
@@ -181,11 +194,13 @@ impl Authority {
         for role in Role::ALL {
             let (key, certificate) = new_intermediate(role, trust_domain, &issuer, now)?;
             let text = pem("PRIVATE KEY", key.pkcs8()) + &pem("CERTIFICATE", certificate.der());
-            files::write_private(dir, &file_name(role), text.as_bytes())?;
+            files::write_private(new.filling(), &file_name(role), text.as_bytes())?;
         }
         let text = pem("PRIVATE KEY", key.pkcs8());
-        files::write_private(dir, ROOT_KEY_FILE, text.as_bytes())?;
-        files::write_private(dir, ROOT_FILE, root.to_pem().as_bytes())?;
+        files::write_private(new.filling(), ROOT_KEY_FILE, text.as_bytes())?;
+        files::write_private(new.filling(), ROOT_FILE, root.to_pem().as_bytes())?;
+        Self::open(new.filling(), trust_domain, now)?;
+        new.finish()?;
         Self::open(dir, trust_domain, now)
     }
 
@@ -439,6 +454,13 @@ fn params(
     not_after: Timestamp,
 ) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
+    // A clock that is wildly wrong must not reach the library, whose dates end with the year 9999.
+    if not_before < Timestamp(0) || not_after > YEAR_9999 {
+        return Err(AuthorityError::Dates {
+            not_before,
+            not_after,
+        });
+    }
     params.not_before = std::time::SystemTime::from(not_before).into();
     params.not_after = std::time::SystemTime::from(not_after).into();
     params.serial_number = Some(serial()?);

@@ -84,6 +84,54 @@ pub fn write_private(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileErr
         .map_err(fail("sync the folder", dir))
 }
 
+/// A new folder that is filled under a temporary name and then appears whole, or not at all.
+pub(crate) struct NewFolder {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl NewFolder {
+    /// Begins one for `path`. What an earlier attempt left under the temporary name is removed.
+    pub(crate) fn begin(path: &Path) -> Result<Self, FileError> {
+        let no_name = || io::Error::from(io::ErrorKind::InvalidInput);
+        let name = path
+            .file_name()
+            .ok_or_else(no_name)
+            .map_err(fail("make the folder", path))?;
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(".new");
+        let temporary = path.with_file_name(hidden);
+        match fs::remove_dir_all(&temporary) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fail("remove", &temporary)(error)),
+        }
+        create_folder(&temporary)?;
+        Ok(Self {
+            temporary,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Where to write its files.
+    pub(crate) fn filling(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Gives it its name. Fails when there is a folder of that name with anything in it.
+    pub(crate) fn finish(self) -> Result<(), FileError> {
+        fs::rename(&self.temporary, &self.path).map_err(fail("rename to", &self.path))?;
+        let above = match self.path.parent() {
+            Some(above) if !above.as_os_str().is_empty() => above,
+            _ => Path::new("."),
+        };
+        File::open(above)
+            .and_then(|folder| folder.sync_all())
+            .map_err(fail("sync the folder", above))
+    }
+}
+
 /// Reads a file with a key in it.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
     let file = File::open(path).map_err(fail("open", path))?;
@@ -167,6 +215,24 @@ mod tests {
         std::os::unix::fs::symlink(&victim, dir.path().join(".key.new")).unwrap();
         write_private(dir.path(), "key", b"secret").unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_new_folder_appears_whole_and_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca");
+        fs::create_dir(dir.path().join(".ca.new")).unwrap();
+        fs::write(dir.path().join(".ca.new/half"), "left by a crash").unwrap();
+        let new = NewFolder::begin(&path).unwrap();
+        write_private(new.filling(), "key", b"one").unwrap();
+        assert!(!path.exists());
+        new.finish().unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let again = NewFolder::begin(&path).unwrap();
+        write_private(again.filling(), "key", b"two").unwrap();
+        again.finish().unwrap_err();
+        assert_eq!(read_private(&path.join("key")).unwrap(), b"one");
     }
 
     #[test]

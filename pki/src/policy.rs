@@ -6,7 +6,7 @@
 //! change it nor go back. A freshness statement, signed by any one listed signer, bounds how long a
 //! collector could hide a change: a node takes no job once it has run out (the timestamp role of TUF).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use nexus_proto::{agent::v1 as wire, limits, time::Timestamp};
 use prost::{Message as _, bytes::Bytes};
@@ -20,6 +20,9 @@ use crate::{
 
 /// Signers of one policy.
 pub const SIGNERS: usize = 64;
+/// How far a signer's clock may be ahead. A node's own is within its certificate's dates, or it could
+/// not have connected.
+pub const CLOCK_DIFFERENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// A policy or freshness statement that is not to be believed.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +113,16 @@ pub enum PolicyError {
     Stale {
         /// Its end.
         expires: Timestamp,
+        /// The present.
+        now: Timestamp,
+    },
+    /// Made later than anybody's clock.
+    #[error(
+        "the freshness statement was issued at {issued}, far after the present {now}: set the clock that is wrong"
+    )]
+    Future {
+        /// When it says it was made.
+        issued: Timestamp,
         /// The present.
         now: Timestamp,
     },
@@ -304,13 +317,28 @@ impl TrustedPolicy {
         dsse::sign(key, payload_type::FRESHNESS, payload.encode_to_vec().into())
     }
 
-    /// Checks a statement about this policy: signed by a listed signer, not longer than allowed, not run
-    /// out at `now`. One issued later than `now` is taken: the signer's clock may be the right one.
+    /// Checks a statement about this policy: as [`TrustedPolicy::read_freshness`], and not run out at `now`. One issued
+    /// a little later than `now` is taken, since the signer's clock may be the right one; one issued much
+    /// later is not, or a signer could stock up statements for the time after a change.
     pub fn verify_freshness(
         &self,
         envelope: &wire::Envelope,
         now: Timestamp,
     ) -> Result<Freshness, PolicyError> {
+        let freshness = self.read_freshness(envelope)?;
+        if freshness.issued > now.after(CLOCK_DIFFERENCE) {
+            return Err(PolicyError::Future {
+                issued: freshness.issued,
+                now,
+            });
+        }
+        freshness.check(now)?;
+        Ok(freshness)
+    }
+
+    /// Reads a statement about this policy: signed by a listed signer, not longer than allowed. Whether it
+    /// holds now is for [`Freshness::check`] to say.
+    pub fn read_freshness(&self, envelope: &wire::Envelope) -> Result<Freshness, PolicyError> {
         let verified = dsse::verify(envelope, payload_type::FRESHNESS, &self.policy.signers, 1)
             .map_err(|source| PolicyError::Signature {
                 what: "freshness statement",
@@ -346,7 +374,6 @@ impl TrustedPolicy {
                 expires: freshness.expires,
             });
         }
-        freshness.check(now)?;
         Ok(freshness)
     }
 

@@ -35,7 +35,7 @@ use crate::{
 use live::LeafSessions;
 pub use live::{LiveLeaf, Present};
 use verify::{ClientVerifier, PinnedVerifier, ServerVerifier};
-pub use verify::{refusal_in, refusal_of};
+pub use verify::{reason_of_alert, refusal_in, refusal_of};
 
 /// The name clients send. It is fixed, decides nothing, and tells an eavesdropper nothing.
 pub const SERVER_NAME: &str = "collector.nexus.invalid";

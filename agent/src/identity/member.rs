@@ -179,9 +179,7 @@ impl Trust {
 impl Held {
     /// Takes a statement if it is newer than the one held. Whether it has run out is judged at use.
     fn refresh(&mut self, envelope: wire::Envelope) -> Result<bool, IdentityError> {
-        let freshness = self
-            .policy
-            .verify_freshness(&envelope, Timestamp(i64::MIN))?;
+        let freshness = self.policy.read_freshness(&envelope)?;
         if self
             .freshness
             .as_ref()

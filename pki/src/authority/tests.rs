@@ -125,13 +125,34 @@ fn is_made_once_and_opens_again_without_the_roots_key() {
 }
 
 #[test]
-fn a_creation_that_was_cut_off_begins_anew() {
+fn never_overwrites_a_key() {
     let fleet = Fleet::new();
     let dir = fleet.dir.path();
+    let key = std::fs::read(dir.join(ROOT_KEY_FILE)).unwrap();
     std::fs::remove_file(dir.join(ROOT_FILE)).unwrap();
     assert!(!Authority::exists(dir));
     assert!(Authority::open(dir, DOMAIN, now()).is_err());
-    Authority::create(dir, DOMAIN, now()).unwrap();
+    assert!(Authority::create(dir, DOMAIN, now()).is_err());
+    assert_eq!(std::fs::read(dir.join(ROOT_KEY_FILE)).unwrap(), key);
+}
+
+#[test]
+fn a_wild_clock_is_an_error() {
+    let fleet = Fleet::new();
+    let (_, csr) = new_csr().unwrap();
+    for at in [Timestamp(i64::MIN), Timestamp(-1), Timestamp(i64::MAX)] {
+        assert!(
+            fleet
+                .authority
+                .issue_agent(&csr, NodeId::random(), at)
+                .is_err()
+        );
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Authority::create(&dir.path().join("ca"), DOMAIN, at),
+            Err(AuthorityError::Dates { .. })
+        ));
+    }
 }
 
 #[test]

@@ -202,6 +202,17 @@ fn freshness_is_about_one_policy_and_not_for_ever() {
         statement(|one| one.expires_ms = i64::MAX),
         Err(PolicyError::Life { .. })
     ));
+    assert!(matches!(
+        statement(|one| {
+            one.issued_ms = NOW.after(25 * HOUR).as_ms();
+            one.expires_ms = NOW.after(26 * HOUR).as_ms();
+        }),
+        Err(PolicyError::Future { .. })
+    ));
+    // Reading takes no clock, and bounds all that needs none.
+    let early = trusted.sign_freshness(&one, NOW.after(25 * HOUR));
+    let read = trusted.read_freshness(&early).unwrap();
+    assert_eq!(read.issued, NOW.after(25 * HOUR));
     assert!(statement(|one| one.policy_digest = vec![0; 32].into()).is_err());
     assert!(statement(|one| one.trust_domain = "example.com".to_owned()).is_err());
 }

@@ -4,8 +4,8 @@ use std::{error::Error as StdError, sync::Arc};
 
 use nexus_proto::time::Timestamp;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    PeerIncompatible, SignatureScheme,
+    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error,
+    OtherError, PeerIncompatible, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{aws_lc_rs, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
@@ -355,26 +355,32 @@ fn explain(error: &Error) -> Option<String> {
             "the peer's certificate was not issued under this fleet's root".to_owned()
         }
         Error::NoCertificatesPresented => "the peer showed no certificate".to_owned(),
-        Error::AlertReceived(alert) => match alert {
-            rustls::AlertDescription::CertificateExpired => {
-                "the peer says that our certificate is expired or not yet valid by its clock"
-            }
-            rustls::AlertDescription::CertificateRevoked => {
-                "the peer says that our certificate was revoked"
-            }
-            rustls::AlertDescription::UnknownCA => {
-                "the peer says that our certificate is of another fleet"
-            }
-            rustls::AlertDescription::CertificateUnknown => {
-                "the peer refused our certificate; its log says why"
-            }
-            rustls::AlertDescription::CertificateRequired => {
-                "the peer wants a certificate and we have none"
-            }
-            _ => return None,
-        }
-        .to_owned(),
+        Error::AlertReceived(alert) => reason_of_alert(u8::from(*alert))?.to_owned(),
         _ => return None,
     };
     Some(text)
+}
+
+/// What a TLS alert of the peer says about our certificate, if it is about that. QUIC carries the alert in
+/// its error code: 0x100 plus the alert (RFC 9001, 4.8).
+#[must_use]
+pub fn reason_of_alert(alert: u8) -> Option<&'static str> {
+    match AlertDescription::from(alert) {
+        AlertDescription::CertificateExpired => {
+            Some("the peer says that our certificate is expired or not yet valid by its clock")
+        }
+        AlertDescription::CertificateRevoked => {
+            Some("the peer says that our certificate was revoked")
+        }
+        AlertDescription::UnknownCA => {
+            Some("the peer says that our certificate is of another fleet")
+        }
+        AlertDescription::CertificateUnknown => {
+            Some("the peer refused our certificate; its log says why")
+        }
+        AlertDescription::CertificateRequired => {
+            Some("the peer wants a certificate and we have none")
+        }
+        _ => None,
+    }
 }

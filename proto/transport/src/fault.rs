@@ -67,6 +67,8 @@ impl Closed {
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
                 if let Some(refusal) = nexus_pki::tls::refusal_in(&reason) {
                     Self::Certificate(format!("the peer refused our certificate: {refusal}"))
+                } else if let Some(words) = words_of(close.error_code) {
+                    Self::Certificate(words.to_owned())
                 } else if reason.is_empty() {
                     Self::Peer(close.to_string())
                 } else {
@@ -87,6 +89,12 @@ impl Closed {
         }
         Self::Broken(words)
     }
+}
+
+/// What the TLS alert in an error code of QUIC (0x100 plus the alert; RFC 9001, section 4.8) says of our certificate.
+fn words_of(code: TransportErrorCode) -> Option<&'static str> {
+    let alert = u64::from(code).checked_sub(0x100)?;
+    nexus_pki::tls::reason_of_alert(alert.try_into().ok()?)
 }
 
 /// Why a certificate was refused, if that is what an error is about.
@@ -133,5 +141,28 @@ pub(crate) fn status_of(error: &StreamError, connection: &quinn::Connection) -> 
         StreamError::StreamError { reason, .. } => Status::internal(reason.clone()),
         // What the library tells of the connection: it closes, or it has ended.
         other => Status::unavailable(chain(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_without_words_is_put_into_words() {
+        let closed = |alert, reason: &'static str| {
+            let error = ConnectionError::ConnectionClosed(quinn::ConnectionClose {
+                error_code: TransportErrorCode::crypto(alert),
+                frame_type: None,
+                reason: reason.into(),
+            });
+            Closed::of_quic(&error)
+        };
+        let Closed::Certificate(words) = closed(45, "") else {
+            panic!("certificate_expired is about the certificate")
+        };
+        assert!(words.contains("our certificate is expired"), "{words}");
+        assert!(matches!(closed(80, ""), Closed::Peer(_)));
+        assert_eq!(closed(80, "no"), Closed::Peer("no".to_owned()));
     }
 }
