@@ -216,9 +216,11 @@ mod tests {
         let codes = Codes::new(dir.path().to_owned());
         let wrong = codes.spend(&code.id, &[0; 32], NOW, instant);
         assert!(matches!(wrong, Err(CodeError::Invalid(_))), "{wrong:?}");
-        let name = codes.spend(&code.id, &code.secret, NOW, instant).unwrap();
+        let name = codes
+            .spend(&code.id, code.secret.as_slice(), NOW, instant)
+            .unwrap();
         assert_eq!(name, "admin");
-        let again = codes.spend(&code.id, &code.secret, NOW, instant);
+        let again = codes.spend(&code.id, code.secret.as_slice(), NOW, instant);
         assert!(matches!(again, Err(CodeError::Invalid(_))), "{again:?}");
     }
 
@@ -231,7 +233,7 @@ mod tests {
         let codes = Codes::new(dir.path().to_owned());
         assert!(
             codes
-                .spend(&first.id, &first.secret, late, instant)
+                .spend(&first.id, first.secret.as_slice(), late, instant)
                 .is_err()
         );
         let second = code(dir.path());

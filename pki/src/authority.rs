@@ -17,6 +17,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
 
 use crate::{
     NoRandomness,
@@ -193,10 +194,11 @@ impl Authority {
         let issuer = Issuer::new(params, pair);
         for role in Role::ALL {
             let (key, certificate) = new_intermediate(role, trust_domain, &issuer, now)?;
-            let text = pem("PRIVATE KEY", key.pkcs8()) + &pem("CERTIFICATE", certificate.der());
+            let mut text = Zeroizing::new(pem("PRIVATE KEY", key.pkcs8()));
+            text.push_str(&pem("CERTIFICATE", certificate.der()));
             files::write_private(new.filling(), &file_name(role), text.as_bytes())?;
         }
-        let text = pem("PRIVATE KEY", key.pkcs8());
+        let text = Zeroizing::new(pem("PRIVATE KEY", key.pkcs8()));
         files::write_private(new.filling(), ROOT_KEY_FILE, text.as_bytes())?;
         files::write_private(new.filling(), ROOT_FILE, root.to_pem().as_bytes())?;
         Self::open(new.filling(), trust_domain, now)?;
@@ -213,7 +215,7 @@ impl Authority {
     /// Opens the authority in `dir`; its root's key may be absent.
     pub fn open(dir: &Path, trust_domain: &str, now: Timestamp) -> Result<Self, AuthorityError> {
         spiffe::check_trust_domain(trust_domain)?;
-        let root = Root::from_pem(&files::read_public(&dir.join(ROOT_FILE))?)
+        let root = Root::from_pem(&files::read_trusted(&dir.join(ROOT_FILE))?)
             .map_err(AuthorityError::Root)?;
         let authority = Self {
             admission: Admission::new(&root, trust_domain),

@@ -11,6 +11,7 @@ use nexus_proto::limits;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SignatureAlgorithm};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
+use zeroize::Zeroizing;
 
 /// 1.2.840.10045.4.3.2
 const ECDSA_WITH_SHA256: &str = "1.2.840.10045.4.3.2";
@@ -44,9 +45,9 @@ pub enum CsrError {
     Signature,
 }
 
-/// A P-256 private key in PKCS #8.
+/// A P-256 private key in PKCS #8, wiped when it is dropped.
 pub struct PrivateKey {
-    pkcs8: Vec<u8>,
+    pkcs8: Zeroizing<Vec<u8>>,
 }
 
 impl PrivateKey {
@@ -55,14 +56,15 @@ impl PrivateKey {
         Ok(Self {
             pkcs8: KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
                 .map_err(generate)?
-                .serialize_der(),
+                .serialize_der()
+                .into(),
         })
     }
 
     /// From PKCS #8.
     pub fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, CsrError> {
         let key = Self {
-            pkcs8: pkcs8.to_vec(),
+            pkcs8: pkcs8.to_vec().into(),
         };
         key.pair().map(|_| key)
     }
@@ -101,7 +103,7 @@ impl PrivateKey {
     }
 
     pub(crate) fn to_rustls(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.clone()))
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.to_vec()))
     }
 }
 

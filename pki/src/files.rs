@@ -1,14 +1,17 @@
 //! Files that hold keys: written whole or not at all, readable by their owner alone.
 //!
 //! A file is made under a temporary name with mode 0600, synced, renamed over its name, and the folder
-//! is synced. A key that others may read is refused on loading, since it must count as known to them.
+//! is synced; two programs that write into one folder take turns. A key that others may read is refused on loading,
+//! since it must count as known to them, and so is what others could have written where it decides whom to trust.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
+
+use rustix::fs::{FlockOperation, OFlags};
 
 /// The largest file of this crate: a key and a chain take a few KiB.
 const FILE_BYTES: u64 = 1024 * 1024;
@@ -35,6 +38,28 @@ pub enum FileError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Others than the owner may write what is trusted.
+    #[error("{} has mode {mode:04o}: others can write it; find out whether they did, then chmod go-w", path.display())]
+    Writable {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Of somebody else, who can write it whatever its mode.
+    #[error("{} belongs to the user {owner}, not to the one that runs this program", path.display())]
+    Foreign {
+        /// The file or folder.
+        path: PathBuf,
+        /// The user's number.
+        owner: u32,
+    },
+    /// A folder, pipe or device.
+    #[error("{} is no file", path.display())]
+    NoFile {
+        /// What is there.
+        path: PathBuf,
+    },
     /// Larger than any file of ours.
     #[error("{} is larger than {FILE_BYTES} bytes", path.display())]
     TooLarge {
@@ -51,19 +76,26 @@ impl FileError {
     }
 }
 
-/// Makes a folder, and the ones above it, with mode 0700; an existing one is left as it is.
+/// Makes a folder, and the ones above it, with mode 0700; an existing one is left as it is, and refused when others
+/// may write it.
 pub fn create_folder(dir: &Path) -> Result<(), FileError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(fail("make the folder", dir))
+        .map_err(fail("make the folder", dir))?;
+    check_unwritable(dir, &fs::metadata(dir).map_err(fail("examine", dir))?)
 }
 
 /// Replaces `dir/name` by `bytes` with mode 0600; after a crash either the old or the new file is there.
 pub fn write_private(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
     let path = dir.join(name);
     let temporary = dir.join(format!(".{name}.new"));
+    let folder = File::open(dir).map_err(fail("open", dir))?;
+    // Until it is closed: nobody else's temporary file is removed or renamed here.
+    rustix::fs::flock(&folder, FlockOperation::LockExclusive)
+        .map_err(io::Error::from)
+        .map_err(fail("lock the folder", dir))?;
     // One left by a crash; `create_new` below then also refuses links placed there.
     match fs::remove_file(&temporary) {
         Ok(()) => {}
@@ -79,9 +111,7 @@ pub fn write_private(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileErr
     file.write_all(bytes).map_err(fail("write", &temporary))?;
     file.sync_all().map_err(fail("sync", &temporary))?;
     fs::rename(&temporary, &path).map_err(fail("rename to", &path))?;
-    File::open(dir)
-        .and_then(|folder| folder.sync_all())
-        .map_err(fail("sync the folder", dir))
+    folder.sync_all().map_err(fail("sync the folder", dir))
 }
 
 /// A new folder that is filled under a temporary name and then appears whole, or not at all.
@@ -122,10 +152,7 @@ impl NewFolder {
     /// Gives it its name. Fails when there is a folder of that name with anything in it.
     pub(crate) fn finish(self) -> Result<(), FileError> {
         fs::rename(&self.temporary, &self.path).map_err(fail("rename to", &self.path))?;
-        let above = match self.path.parent() {
-            Some(above) if !above.as_os_str().is_empty() => above,
-            _ => Path::new("."),
-        };
+        let above = folder_of(&self.path);
         File::open(above)
             .and_then(|folder| folder.sync_all())
             .map_err(fail("sync the folder", above))
@@ -134,20 +161,88 @@ impl NewFolder {
 
 /// Reads a file with a key in it.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
-    let file = File::open(path).map_err(fail("open", path))?;
-    let mode = file.metadata().map_err(fail("examine", path))?.mode() & 0o7777;
+    let (file, metadata) = open(path)?;
+    let mode = permissions(&metadata);
     if mode & 0o077 != 0 {
         return Err(FileError::Exposed {
             path: path.to_owned(),
             mode,
         });
     }
+    check_owner(path, &metadata)?;
+    read_all(file, path)
+}
+
+/// Reads a file that decides whom to trust: nobody else may write it, or put another in its place.
+pub fn read_trusted(path: &Path) -> Result<Vec<u8>, FileError> {
+    let (file, metadata) = open(path)?;
+    let dir = folder_of(path);
+    for (path, metadata) in [
+        (dir, &fs::metadata(dir).map_err(fail("examine", dir))?),
+        (path, &metadata),
+    ] {
+        check_unwritable(path, metadata)?;
+        check_owner(path, metadata)?;
+    }
     read_all(file, path)
 }
 
 /// Reads a file without secrets.
 pub fn read_public(path: &Path) -> Result<Vec<u8>, FileError> {
-    read_all(File::open(path).map_err(fail("open", path))?, path)
+    read_all(open(path)?.0, path)
+}
+
+/// Opens a regular file. A pipe would never answer.
+fn open(path: &Path) -> Result<(File, Metadata), FileError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(fail("open", path))?;
+    let metadata = file.metadata().map_err(fail("examine", path))?;
+    if !metadata.is_file() {
+        return Err(FileError::NoFile {
+            path: path.to_owned(),
+        });
+    }
+    Ok((file, metadata))
+}
+
+fn permissions(metadata: &Metadata) -> u32 {
+    metadata.mode() & 0o7777
+}
+
+fn check_unwritable(path: &Path, metadata: &Metadata) -> Result<(), FileError> {
+    let mode = permissions(metadata);
+    if mode & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(FileError::Writable {
+        path: path.to_owned(),
+        mode,
+    })
+}
+
+/// Ours or root's. Root also reads what belongs to the account of a service, as the folder does.
+fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), FileError> {
+    let (owner, own) = (metadata.uid(), rustix::process::geteuid());
+    if owner == own.as_raw() || owner == 0 {
+        return Ok(());
+    }
+    if own.is_root() && fs::metadata(folder_of(path)).is_ok_and(|folder| folder.uid() == owner) {
+        return Ok(());
+    }
+    Err(FileError::Foreign {
+        path: path.to_owned(),
+        owner,
+    })
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(above) if !above.as_os_str().is_empty() => above,
+        _ => Path::new("."),
+    }
 }
 
 fn read_all(file: File, path: &Path) -> Result<Vec<u8>, FileError> {
@@ -233,6 +328,89 @@ mod tests {
         write_private(again.filling(), "key", b"two").unwrap();
         again.finish().unwrap_err();
         assert_eq!(read_private(&path.join("key")).unwrap(), b"one");
+    }
+
+    #[test]
+    fn writers_of_one_folder_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = |letter: u8| vec![letter; 100_000];
+        std::thread::scope(|scope| {
+            for letter in b'a'..b'e' {
+                let (dir, bytes) = (dir.path(), whole(letter));
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        write_private(dir, "key", &bytes).unwrap();
+                        let read = read_private(&dir.join("key")).unwrap();
+                        assert!(
+                            read.len() == bytes.len() && read.iter().all(|one| *one == read[0])
+                        );
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_decides_whom_to_trust_is_written_by_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root.pem");
+        fs::write(&path, "trust").unwrap();
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set(&path, 0o644);
+        assert_eq!(read_trusted(&path).unwrap(), b"trust");
+        for writable in [0o664, 0o646] {
+            set(&path, writable);
+            assert!(matches!(
+                read_trusted(&path),
+                Err(FileError::Writable { mode, .. }) if mode == writable
+            ));
+        }
+        set(&path, 0o644);
+        set(dir.path(), 0o777);
+        assert!(matches!(
+            read_trusted(&path),
+            Err(FileError::Writable { mode: 0o777, .. })
+        ));
+        assert!(create_folder(dir.path()).is_err());
+    }
+
+    #[test]
+    fn what_belongs_to_somebody_else_is_no_key_of_ours() {
+        if !rustix::process::geteuid().is_root() {
+            // Nobody else can give files away.
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        write_private(dir.path(), "key", b"one").unwrap();
+        let path = dir.path().join("key");
+        std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();
+        for read in [read_private, read_trusted] {
+            assert!(matches!(
+                read(&path),
+                Err(FileError::Foreign { owner: 12_345, .. })
+            ));
+        }
+        // A service's own, looked at by an administrator.
+        std::os::unix::fs::chown(dir.path(), Some(12_345), None).unwrap();
+        assert_eq!(read_private(&path).unwrap(), b"one");
+    }
+
+    #[test]
+    fn a_pipe_is_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        for read in [read_private, read_trusted, read_public] {
+            assert!(matches!(read(&path), Err(FileError::NoFile { .. })));
+        }
+        assert!(matches!(
+            read_public(dir.path()),
+            Err(FileError::NoFile { .. })
+        ));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::path::Path;
 use nexus_proto::{limits, time::Timestamp};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 
+use zeroize::Zeroizing;
+
 use crate::{
     certificate::{CertificateError, Claims, Name, Serial, pem},
     csr::{CsrError, PrivateKey},
@@ -91,7 +93,7 @@ impl Leaf {
 
     /// Like [`Leaf::save`] under another name.
     pub fn save_as(&self, dir: &Path, name: &str) -> Result<(), LeafError> {
-        let mut text = pem("PRIVATE KEY", self.key.pkcs8());
+        let mut text = Zeroizing::new(pem("PRIVATE KEY", self.key.pkcs8()));
         for certificate in &self.chain {
             text.push_str(&pem("CERTIFICATE", certificate));
         }
@@ -158,7 +160,7 @@ pub(crate) fn read_pem(
     dir: &Path,
     name: &str,
 ) -> Result<(PrivateKey, Vec<CertificateDer<'static>>), LeafError> {
-    let text = files::read_private(&dir.join(name))?;
+    let text = Zeroizing::new(files::read_private(&dir.join(name))?);
     let key =
         PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(|_| LeafError::Pem("private key"))?;
     let chain = CertificateDer::pem_slice_iter(&text)

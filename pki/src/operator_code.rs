@@ -9,6 +9,7 @@ use std::{fmt, str::FromStr};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use nexus_proto::{agent::v1 as wire, limits, time::Timestamp};
 use prost::Message as _;
+use zeroize::Zeroizing;
 
 use crate::{
     NoRandomness, random, sha256,
@@ -67,7 +68,7 @@ pub struct OperatorCode {
     /// Which code.
     pub id: [u8; 16],
     /// What proves it.
-    pub secret: [u8; 32],
+    pub secret: Zeroizing<[u8; 32]>,
     /// SHA-256 of the root certificate's DER.
     pub root_sha256: [u8; 32],
     /// Where the operators' port answers, `host:port`.
@@ -91,7 +92,7 @@ impl OperatorCode {
     ) -> Result<Self, OperatorCodeError> {
         let code = Self {
             id: random()?,
-            secret: random()?,
+            secret: random()?.into(),
             root_sha256,
             addresses,
             expires,
@@ -116,7 +117,7 @@ impl OperatorCode {
             wire::OperatorCode::decode(bytes.as_slice()).map_err(OperatorCodeError::Encoding)?;
         let code = Self {
             id: exact("id", &code.id)?,
-            secret: exact("secret", &code.secret)?,
+            secret: exact("secret", &code.secret)?.into(),
             root_sha256: exact("root pin", &code.root_sha256)?,
             addresses: code.addresses,
             expires: Timestamp(code.expires_ms),
@@ -148,7 +149,7 @@ impl OperatorCode {
     /// What a collector keeps to recognise the secret. 256 random bits need no slow hash.
     #[must_use]
     pub fn secret_hash(&self) -> [u8; 32] {
-        sha256(&self.secret)
+        sha256(self.secret.as_slice())
     }
 
     fn check(&self) -> Result<(), OperatorCodeError> {
@@ -229,9 +230,12 @@ mod tests {
     #[test]
     fn only_the_secret_matches_its_hash() {
         let (code, other) = (code(), code());
-        assert!(secret_matches(&code.secret, &code.secret_hash()));
-        assert!(!secret_matches(&other.secret, &code.secret_hash()));
-        assert!(!secret_matches(&code.secret, &[]));
+        assert!(secret_matches(code.secret.as_slice(), &code.secret_hash()));
+        assert!(!secret_matches(
+            other.secret.as_slice(),
+            &code.secret_hash()
+        ));
+        assert!(!secret_matches(code.secret.as_slice(), &[]));
         assert_ne!(code.id, other.id);
     }
 
@@ -239,8 +243,8 @@ mod tests {
     fn the_secret_is_not_shown() {
         let code = code();
         let shown = format!("{code:?}");
-        assert!(!shown.contains(&crate::hex(&code.secret)));
-        assert!(!shown.contains(&format!("{:?}", code.secret)));
+        assert!(!shown.contains(&crate::hex(code.secret.as_slice())));
+        assert!(!shown.contains(&format!("{:?}", *code.secret)));
     }
 
     #[test]

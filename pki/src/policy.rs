@@ -45,6 +45,9 @@ pub enum PolicyError {
         #[source]
         source: prost::DecodeError,
     },
+    /// Larger than any policy.
+    #[error("the signer policy has {0} bytes, at most {max} are allowed", max = limits::POLICY_BYTES)]
+    TooLarge(usize),
     /// An envelope of another kind.
     #[error("the envelope holds `{0}` instead of a signer policy")]
     Type(String),
@@ -170,6 +173,7 @@ impl SignerPolicy {
     }
 
     fn decode(payload: &Bytes) -> Result<Self, PolicyError> {
+        check_size(payload)?;
         let policy = wire::SignerPolicy::decode(payload.clone()).map_err(|source| {
             PolicyError::Encoding {
                 what: "signer policy",
@@ -238,6 +242,7 @@ impl TrustedPolicy {
             ));
         }
         // Before anything is parsed.
+        check_size(&envelope.payload)?;
         let found = sha256(&envelope.payload);
         if found != *pin {
             return Err(PolicyError::Pin {
@@ -445,6 +450,13 @@ fn verify(
 ) -> Result<VerifiedPayload, PolicyError> {
     dsse::verify(envelope, payload_type::POLICY, signers, threshold)
         .map_err(|source| PolicyError::Signature { what, source })
+}
+
+fn check_size(payload: &Bytes) -> Result<(), PolicyError> {
+    if payload.len() > limits::POLICY_BYTES {
+        return Err(PolicyError::TooLarge(payload.len()));
+    }
+    Ok(())
 }
 
 fn check_trust_domain(what: &'static str, found: &str, expected: &str) -> Result<(), PolicyError> {

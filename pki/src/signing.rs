@@ -7,6 +7,7 @@ use aws_lc_rs::{
     signature::{self, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey},
 };
 use nexus_proto::agent::v1 as wire;
+use zeroize::Zeroizing;
 
 use crate::{
     files::{self, FileError},
@@ -67,7 +68,7 @@ impl SigningKey {
 
     /// Reads it from `dir`.
     pub fn load(dir: &Path) -> Result<Self, SigningError> {
-        Self::from_pkcs8(&files::read_private(&dir.join(FILE))?)
+        Self::from_pkcs8(&Zeroizing::new(files::read_private(&dir.join(FILE))?))
     }
 
     /// The public half.

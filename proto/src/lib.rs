@@ -13,6 +13,7 @@ pub mod job;
 pub mod limits;
 pub mod metrics;
 pub mod record;
+mod secret;
 pub mod selector;
 pub mod time;
 

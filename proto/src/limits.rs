@@ -99,6 +99,8 @@ pub const CSR_BYTES: usize = 4096;
 pub const TOKEN_BYTES: usize = 8192;
 /// Certificates of a presented chain.
 pub const CHAIN_CERTIFICATES: usize = 4;
+/// Bytes of a signer policy's payload.
+pub const POLICY_BYTES: usize = 64 * 1024;
 /// Signatures of one envelope.
 pub const SIGNATURES: usize = 16;
 /// Bytes of one of them, and of the name of its key.

@@ -74,7 +74,7 @@ pub(crate) async fn with_code(
     let (key, csr_der) = csr::new_csr().doing("make a key")?;
     let request = LoginRequest {
         code_id: Bytes::copy_from_slice(&code.id),
-        code_secret: Bytes::copy_from_slice(&code.secret),
+        code_secret: Bytes::copy_from_slice(code.secret.as_slice()),
         csr_der: csr_der.into(),
         signing_public_key: Bytes::copy_from_slice(&signing.public_key().0),
         policy: made.as_ref().map(|policy| policy.envelope().clone()),

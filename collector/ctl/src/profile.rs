@@ -115,11 +115,11 @@ impl Profile {
         let what = format!("read the keys in {}", dir.display());
         let leaf = Leaf::load(&dir)
             .map_err(|error| Fault::because(what.clone(), &error).hint(LOGIN_HINT))?;
-        let root = files::read_public(&dir.join(ROOT_FILE)).doing(what.clone())?;
+        let root = files::read_trusted(&dir.join(ROOT_FILE)).doing(what.clone())?;
         let root = Root::from_pem(&root).doing(what.clone())?;
-        let policy = files::read_public(&dir.join(POLICY_FILE)).doing(what.clone())?;
+        let policy = files::read_trusted(&dir.join(POLICY_FILE)).doing(what.clone())?;
         let policy = Envelope::decode(policy.as_slice()).doing(what.clone())?;
-        // Believed before, and kept where only its owner writes.
+        // Believed before, and only its owner could write it since.
         let pin = sha256(&policy.payload);
         let trust_domain = leaf.spiffe().trust_domain().to_owned();
         let policy = TrustedPolicy::establish(policy, &pin, &trust_domain).doing(what)?;

@@ -151,6 +151,36 @@ fn refuses_policies_that_lock_out_or_let_in() {
 }
 
 #[test]
+fn what_is_larger_than_any_policy_is_not_looked_at() {
+    let one = key();
+    let large = vec![0xff; limits::POLICY_BYTES + 1];
+    let pin = sha256(&large);
+    let envelope = dsse::sign(&one, payload_type::POLICY, large.into());
+    for refused in [
+        TrustedPolicy::establish(envelope.clone(), &pin, DOMAIN),
+        TrustedPolicy::first(envelope.clone(), DOMAIN),
+        first(&one).update(envelope),
+    ] {
+        assert!(
+            matches!(refused, Err(PolicyError::TooLarge(_))),
+            "{refused:?}"
+        );
+    }
+    // The largest there can be is far from it.
+    let keys: Vec<_> = (0..SIGNERS).map(|_| key()).collect();
+    let mut largest = policy(1, 16, &keys.iter().collect::<Vec<_>>());
+    for (number, signer) in largest.signers.iter_mut().enumerate() {
+        signer.name = format!("{number:0>253}");
+    }
+    let payload = largest.sign(&keys[0]).unwrap().payload;
+    assert!(
+        payload.len() < limits::POLICY_BYTES / 2,
+        "{}",
+        payload.len()
+    );
+}
+
+#[test]
 fn freshness_runs_out() {
     let (one, two) = (key(), key());
     let trusted = first(&one);
