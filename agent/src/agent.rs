@@ -149,16 +149,23 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
     }
 }
 
-struct Parts {
-    spool: Arc<Spool>,
-    runs: Runs,
-    keeper: Keeper,
-    wanted: Arc<Wanted>,
-    troubles: Arc<Troubles>,
+/// An agent that is put together and does nothing yet.
+pub struct Parts {
+    /// What is to be sent.
+    pub spool: Arc<Spool>,
+    /// What runs.
+    pub runs: Runs,
+    /// Keeps the session once it is run.
+    pub keeper: Keeper,
+    /// Inventory the collector asks for.
+    pub wanted: Arc<Wanted>,
+    /// What does not work.
+    pub troubles: Arc<Troubles>,
 }
 
 impl Parts {
-    fn assemble(config: &Config, clock: &Clock, tasks: &Tasks) -> Outcome<Self> {
+    /// Opens the state folder of an agent that has enrolled. What ran when it stopped is settled or taken up.
+    pub fn assemble(config: &Config, clock: &Clock, tasks: &Tasks) -> Outcome<Self> {
         let what = "run";
         let folder = StateFolder::open(&config.state_dir).map_err(|error| fault(what, &error))?;
         let member = Member::load(folder.path()).map_err(|error| fault(what, &error))?;

@@ -15,7 +15,8 @@ impl Fault {
         Self(text.into())
     }
 
-    pub(crate) fn io(what: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
+    /// From an input or output that failed.
+    pub fn io(what: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
         move |error| Self(format!("{what}: {error}"))
     }
 

@@ -17,5 +17,6 @@ pub mod process;
 pub mod programs;
 pub mod soak;
 pub mod strangers;
+pub mod swarm;
 pub mod thief;
 pub mod usage;

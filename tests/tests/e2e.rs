@@ -53,6 +53,9 @@ mod stolen;
 #[path = "e2e/strangers.rs"]
 mod strangers;
 #[cfg(test)]
+#[path = "e2e/swarm.rs"]
+mod swarm;
+#[cfg(test)]
 #[path = "e2e/transport.rs"]
 mod transport;
 #[cfg(test)]

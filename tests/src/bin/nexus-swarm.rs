@@ -1,0 +1,246 @@
+//! `nexus-swarm`: thousands of agents in one process against a collector. Figures as JSON lines on standard
+//! output, words on standard error.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use clap::Parser;
+use nexus_agent::identity;
+use nexus_runtime::{shutdown::Signals, tasks::Tasks};
+use nexus_tests::{
+    fault::{Fault, Outcome},
+    figure::Figure,
+    swarm::{AGENTS_MAX, Params, Swarm, tally::quantile},
+    usage,
+};
+use nexus_transport::Mode;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// From one line of progress to the next.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Puts the load of many agents on a collector: each one enrols, keeps its own mutual TLS session, reports and
+/// answers jobs as nexus-agent does. Only the readings are made up, after those of this host.
+#[derive(Debug, Parser)]
+#[command(name = "nexus-swarm", version, max_term_width = 100)]
+struct Cli {
+    /// Join token: itself, @FILE, or - for standard input (nexusctl token create --uses N)
+    #[arg(long)]
+    token: String,
+    /// How many agents
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    agents: u32,
+    /// Folder of their state, best on a tmpfs; agents that joined before keep their identity [default: a new one in /dev/shm, removed at the end]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Names begin with this
+    #[arg(long, default_value = "swarm")]
+    name: String,
+    /// What carries sessions: auto, quic or tcp
+    #[arg(long, default_value = "auto", value_parser = transport)]
+    transport: Mode,
+    /// Seconds from one reading of an agent to its next
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
+    /// Series of each agent
+    #[arg(long, default_value_t = 200)]
+    series: usize,
+    /// Packages of each agent
+    #[arg(long, default_value_t = 500)]
+    packages: usize,
+    /// Seconds from the first agent's start to the last one's
+    #[arg(long, default_value_t = 0)]
+    ramp: u64,
+    /// Seconds to run after all were started [default: until INT or TERM]
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// The same seed makes the same hosts
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn transport(text: &str) -> Result<Mode, String> {
+    Mode::parse(text).ok_or_else(|| "expected auto, quic or tcp".to_owned())
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Fault::new(format!("start: {error}"))),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            say(&format!("error: {fault}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Outcome {
+    let token = identity::read_token(&cli.token);
+    let token = token.map_err(|error| Fault::new(format!("read the token: {error}")))?;
+    let agents = usize::try_from(cli.agents).unwrap_or(AGENTS_MAX);
+    let made = made_folder().map_err(Fault::io("make a folder"))?;
+    let params = Params {
+        agents,
+        token,
+        dir: cli.dir.clone().unwrap_or_else(|| made.path().to_owned()),
+        name: cli.name.clone(),
+        transport: cli.transport,
+        interval: Duration::from_secs(cli.interval),
+        series: cli.series,
+        packages: cli.packages,
+        ramp: Duration::from_secs(cli.ramp),
+        seed: cli.seed,
+    };
+    std::fs::create_dir_all(&params.dir).map_err(Fault::io(params.dir.display()))?;
+    let told = Tasks::new();
+    let signals = Signals::catch().map_err(Fault::io("catch signals"))?;
+    signals.govern(&told);
+
+    let mut swarm = Swarm::new(params).await?;
+    say(&format!(
+        "{agents} agents of {} series and {} rows of inventory each",
+        swarm.shape().series(),
+        swarm.shape().rows()
+    ));
+    let begun = Instant::now();
+    let enrolling = swarm.tally().clone();
+    let progress = async {
+        let mut ticks = interval(PROGRESS);
+        loop {
+            ticks.tick().await;
+            let enrolled = enrolling.enrolled.load(Ordering::Relaxed);
+            say(&format!("{enrolled} of {agents} have joined"));
+        }
+    };
+    tokio::select! {
+        enrolled = swarm.enrol() => enrolled?,
+        () = progress => {}
+        () = told.shutdown_begun() => return Err(Fault::new("stopped while agents joined")),
+    }
+    let enrolled = begun.elapsed();
+
+    let begun = Instant::now();
+    let cpu = usage::cpu_time(std::process::id());
+    let mut waits = Vec::new();
+    let mut all_connected = None;
+    let mut all_reported = None;
+    swarm.start().await?;
+    let until = cli
+        .seconds
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut ticks = interval(PROGRESS);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            () = told.shutdown_begun() => break,
+            _ = ticks.tick() => {}
+        }
+        let tally = swarm.tally();
+        let count = |what: &std::sync::atomic::AtomicU64| what.load(Ordering::Relaxed);
+        let connected = tally.connected.load(Ordering::Relaxed);
+        let new = tally.take_waits();
+        if connected == agents {
+            all_connected.get_or_insert_with(|| begun.elapsed());
+        }
+        if tally.reporting() == agents {
+            all_reported.get_or_insert_with(|| begun.elapsed());
+        }
+        let why = if connected < agents {
+            tally.why_away()
+        } else {
+            String::new()
+        };
+        say(&format!(
+            "{connected} of {agents} connected, {} reports, {} acked (p99 {:.2} s), {} failed{}{why}",
+            count(&tally.reports),
+            count(&tally.acked),
+            quantile(&new, 99).as_secs_f64(),
+            count(&tally.failed),
+            if why.is_empty() { "" } else { "; " },
+        ));
+        waits.extend(new);
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+    }
+    let ran = begun.elapsed();
+    let cpu = usage::cpu_time(std::process::id()).saturating_sub(cpu);
+    waits.extend(swarm.tally().take_waits());
+    waits.sort_unstable();
+    let tally = swarm.tally().clone();
+    let given = json!({
+        "agents": agents, "series": swarm.shape().series(), "interval_seconds": cli.interval,
+        "transport": format!("{:?}", cli.transport).to_lowercase(), "seed": cli.seed,
+        "ran_seconds": ran.as_secs_f64(),
+    });
+    swarm.stop().await?;
+    let counted = |what: &std::sync::atomic::AtomicU64| {
+        #[expect(clippy::cast_precision_loss, reason = "fewer than 2^52")]
+        let value = what.load(Ordering::Relaxed) as f64;
+        value
+    };
+    let seconds = |span: Option<Duration>| span.map(|span| span.as_secs_f64());
+    let given: Map<String, Value> = given.as_object().cloned().unwrap_or_default();
+    for (figure, value, unit) in [
+        ("enrol_seconds", Some(enrolled.as_secs_f64()), "seconds"),
+        ("connect_seconds", seconds(all_connected), "seconds"),
+        ("reporting_seconds", seconds(all_reported), "seconds"),
+        ("sessions", Some(counted(&tally.sessions)), "sessions"),
+        ("reports", Some(counted(&tally.reports)), "reports"),
+        ("samples", Some(counted(&tally.samples)), "samples"),
+        ("acked", Some(counted(&tally.acked)), "reports"),
+        ("failed", Some(counted(&tally.failed)), "reports"),
+        (
+            "ack_p50",
+            Some(quantile(&waits, 50).as_secs_f64()),
+            "seconds",
+        ),
+        (
+            "ack_p99",
+            Some(quantile(&waits, 99).as_secs_f64()),
+            "seconds",
+        ),
+        ("cpu_seconds", Some(cpu.as_secs_f64()), "seconds"),
+    ] {
+        // What did not happen has no figure.
+        let Some(value) = value else { continue };
+        let figure = Figure {
+            bench: "swarm",
+            figure,
+            subject: "nexus-swarm",
+            value,
+            unit,
+            params: given.clone(),
+        };
+        let mut out = io::stdout();
+        writeln!(out, "{}", figure.to_line()).map_err(Fault::io("write to standard output"))?;
+    }
+    Ok(())
+}
+
+/// In memory where that is possible, so that fsyncs of thousands do not wait for one disk.
+fn made_folder() -> io::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("nexus-swarm-");
+    builder
+        .tempdir_in("/dev/shm")
+        .or_else(|_| builder.tempdir())
+}
+
+/// For people.
+fn say(text: &str) {
+    let _closed = writeln!(io::stderr(), "{text}");
+}
