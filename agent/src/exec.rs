@@ -8,9 +8,10 @@
 mod capture;
 pub mod leftover;
 mod process;
+mod starter;
 mod users;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use nexus_proto::{
@@ -23,8 +24,11 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-pub use self::process::{StartError, clean_scripts};
 use self::{capture::Capture, process::Running};
+pub use self::{
+    process::{StartError, clean_scripts},
+    starter::Starter,
+};
 
 /// How long what holds the output open after the program has ended may go on before it is killed.
 const STRAYS: Duration = Duration::from_secs(1);
@@ -121,17 +125,10 @@ pub fn mind_children() -> std::io::Result<()> {
 #[derive(Debug)]
 pub struct Execution {
     running: Running,
-    plan: Plan,
+    plan: Arc<Plan>,
 }
 
 impl Execution {
-    /// Starts the program. Call it on the thread that lives as long as the agent: the program is killed
-    /// when the thread that started it ends.
-    pub async fn start(plan: Plan) -> Result<Self, StartError> {
-        let running = process::start(&plan).await?;
-        Ok(Self { running, plan })
-    }
-
     /// Which process it is.
     #[must_use]
     pub fn identity(&self) -> Identity {

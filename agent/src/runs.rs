@@ -37,7 +37,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use self::report::ended;
 use crate::{
     admit::{self, Admitted, Refusal, View},
-    exec::leftover,
+    exec::{Starter, leftover},
     identity::Trust,
     ledger::{Ledger, LedgerError, Process, Stage},
     spool::{Spool, SpoolError},
@@ -98,6 +98,7 @@ struct Shared {
     active: Mutex<BTreeMap<RunKey, watch::Sender<Option<Halt>>>>,
     /// Places for programs.
     slots: Semaphore,
+    starter: Starter,
     stopping: AtomicBool,
     /// No credit was given since there is no room for results.
     full: AtomicBool,
@@ -114,6 +115,7 @@ impl Runs {
             ledger: Mutex::new(ledger),
             active: Mutex::default(),
             slots: Semaphore::new(around.capacity),
+            starter: Starter::default(),
             stopping: AtomicBool::new(false),
             full: AtomicBool::new(false),
             ended: Notify::new(),

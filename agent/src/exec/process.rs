@@ -16,7 +16,7 @@ use bytes::Bytes;
 use nexus_pki::files;
 use nexus_proto::job::{Action, Context};
 use rustix::{
-    fs::MemfdFlags,
+    fs::{MemfdFlags, Mode},
     io::FdFlags,
     process::{Pid, PidfdFlags, Signal},
 };
@@ -35,9 +35,8 @@ const PASSWD: &str = "/etc/passwd";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Passed on from the agent's own environment; everything else stays with the agent.
 const INHERITED: [&str; 4] = ["PATH", "LANG", "TZ", "LC_ALL"];
-/// A script that was written a moment ago is "busy" while another thread of the agent forks.
-const BUSY_TRIES: u32 = 50;
-const BUSY_WAIT: Duration = Duration::from_millis(10);
+/// What a service's settings make of files, jobs would not expect.
+const UMASK: Mode = Mode::from_raw_mode(0o022);
 
 /// Why a program did not start.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +68,12 @@ pub enum StartError {
     /// No such user.
     #[error("there is no user `{0}`")]
     NoUser(String),
+    /// A folder, the program or its interpreter does not answer.
+    #[error("the start hangs for {}s, perhaps on a mount whose server is gone", .0.as_secs())]
+    Hangs(Duration),
+    /// The agent's own threads.
+    #[error("no thread to start it")]
+    Thread(#[source] io::Error),
     /// The agent may not become somebody else.
     #[error("only an agent that runs as root can run something as `{0}`")]
     NotRoot(String),
@@ -122,7 +127,8 @@ pub fn clean_scripts(dir: &Path) -> Result<(), files::FileError> {
     Ok(())
 }
 
-pub(super) async fn start(plan: &Plan) -> Result<Running, StartError> {
+/// Blocks for as long as the file systems do. Within the runtime's context.
+pub(super) fn start(plan: &Plan) -> Result<Running, StartError> {
     let context = plan.action.context();
     let (user, other) = whose(context)?;
     let folder = context.cwd.as_deref().unwrap_or("/");
@@ -174,12 +180,10 @@ pub(super) async fn start(plan: &Plan) -> Result<Running, StartError> {
         command.uid(user.uid).gid(user.gid);
     }
     isolate(&mut command, program.memory.as_ref());
-    let mut child = spawn(&mut command)
-        .await
-        .map_err(|source| StartError::Program {
-            program: program.path.display().to_string(),
-            source,
-        })?;
+    let mut child = command.spawn().map_err(|source| StartError::Program {
+        program: program.path.display().to_string(),
+        source,
+    })?;
     // A child that was not waited for has a number, and there is no other to fall back to.
     let number = child.id().unwrap_or(0);
     let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
@@ -187,6 +191,7 @@ pub(super) async fn start(plan: &Plan) -> Result<Running, StartError> {
         program: program.path.display().to_string(),
         source: io::ErrorKind::NotFound.into(),
     })?;
+    expose(number);
     let stdin = child.stdin.take().map(|pipe| (pipe, input));
     Ok(Running {
         exit: watch_exit(pid),
@@ -291,6 +296,7 @@ fn isolate(command: &mut Command, keep_open: Option<&OwnedFd>) {
     let keep_open = keep_open.map(|fd| fd.as_raw_fd());
     let prepare = move || {
         rustix::process::setsid()?;
+        rustix::process::umask(UMASK);
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // An agent that died before the call above sends no signal any more.
         if rustix::process::getppid() != Some(agent) {
@@ -303,23 +309,18 @@ fn isolate(command: &mut Command, keep_open: Option<&OwnedFd>) {
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only async-signal-safe calls are made: `setsid`, `prctl`, `getppid` and
-    // `fcntl`, as bare system calls; nothing allocates, locks or unwinds.
+    // SAFETY: between fork and exec only async-signal-safe calls are made: `setsid`, `umask`, `prctl`, `getppid`
+    // and `fcntl`, as bare system calls; nothing allocates, locks or unwinds.
     unsafe { command.pre_exec(prepare) };
 }
 
-async fn spawn(command: &mut Command) -> io::Result<Child> {
-    let mut tries = 0;
-    loop {
-        match command.spawn() {
-            Err(error)
-                if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES =>
-            {
-                tries += 1;
-                sleep(BUSY_WAIT).await;
-            }
-            other => return other,
-        }
+/// The kernel spares the agent when memory is short, not what it runs.
+fn expose(pid: u32) {
+    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    if own.trim().parse::<i32>().is_ok_and(|score| score < 0)
+        && let Err(error) = fs::write(format!("/proc/{pid}/oom_score_adj"), "0")
+    {
+        tracing::debug!(pid, %error, "a program keeps the agent's protection");
     }
 }
 

@@ -18,6 +18,11 @@ fn plan(dir: &tempfile::TempDir, action: Action) -> Plan {
     }
 }
 
+async fn started(plan: Plan) -> Result<Execution, StartError> {
+    // Its threads outlive it, and so do the programs.
+    Starter::default().start(plan).await
+}
+
 fn command(argv: &[&str]) -> Action {
     Action::Command {
         argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
@@ -41,7 +46,7 @@ async fn run(plan: Plan, cancel: Option<Duration>) -> (Ending, Pieces) {
             true
         }
     };
-    let execution = Execution::start(plan).await.unwrap();
+    let execution = started(plan).await.unwrap();
     let cancelled = async move {
         match cancel {
             Some(after) => tokio::time::sleep(after).await,
@@ -212,7 +217,7 @@ async fn strays_that_hold_the_output_are_killed() {
 #[tokio::test]
 async fn says_what_could_not_start() {
     let dir = tempfile::tempdir().unwrap();
-    let error = Execution::start(plan(&dir, command(&["/no/such/program"])))
+    let error = started(plan(&dir, command(&["/no/such/program"])))
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "cannot run /no/such/program");
@@ -226,7 +231,7 @@ async fn says_what_could_not_start() {
         stdin: Bytes::new(),
     };
     assert!(matches!(
-        Execution::start(plan(&dir, action)).await,
+        started(plan(&dir, action)).await,
         Err(StartError::NoUser(_))
     ));
     let context = Context {
@@ -239,7 +244,7 @@ async fn says_what_could_not_start() {
         stdin: Bytes::new(),
     };
     assert!(matches!(
-        Execution::start(plan(&dir, action)).await,
+        started(plan(&dir, action)).await,
         Err(StartError::Folder { .. })
     ));
 }
@@ -273,7 +278,7 @@ async fn leftovers_are_killed() {
     let script = "env -i sleep 600 & setsid sleep 600 & sleep 600";
     let plan = plan(&dir, sh(script));
     let mark = plan.mark.clone();
-    let execution = Execution::start(plan).await.unwrap();
+    let execution = started(plan).await.unwrap();
     let process = Process {
         pid: execution.identity().pid,
         start_ticks: execution.identity().start_ticks,
@@ -308,7 +313,7 @@ async fn strangers_are_let_live() {
     let dir = tempfile::tempdir().unwrap();
     let stranger = plan(&dir, sh("sleep 600 & echo $!; wait"));
     let mark = stranger.mark.clone();
-    let execution = Execution::start(stranger).await.unwrap();
+    let execution = started(stranger).await.unwrap();
     let identity = execution.identity();
     let child = || {
         let path = format!("/proc/{0}/task/{0}/children", identity.pid);
@@ -355,4 +360,66 @@ fn ends_are_seen_when_children_are_ignored() {
         let (ending, _) = run(plan(&dir, sh("exit 3")), None).await;
         assert_eq!(ending.exit_code, Some(3));
     });
+}
+
+/// In a process of its own, which has what the service's unit gives to it.
+#[test]
+fn files_of_jobs_are_for_others_to_read() {
+    let name = "exec::tests::files_of_jobs_are_for_others_to_read";
+    if std::env::var_os("NEXUS_TEST_CHILD").is_none() {
+        let mut command = std::process::Command::new("/bin/sh");
+        command.args(["-c", "umask 077; exec \"$0\" \"$@\""]);
+        command.arg(std::env::current_exe().unwrap());
+        command.args([name, "--exact", "--nocapture"]);
+        let output = command.env("NEXUS_TEST_CHILD", "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("1 passed"), "{said}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, pieces) = run(plan(&dir, sh("umask")), None).await;
+        assert_eq!(text(&pieces, OutputStream::Stdout), "0022\n");
+    });
+}
+
+/// A start that hangs costs neither the agent's own time nor other starts, and what it starts in the end is killed.
+#[tokio::test]
+async fn a_start_that_hangs_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let starter = Starter::with_deadline(Duration::from_millis(300));
+    let action = Action::Script {
+        content: "sleep 600".into(),
+        args: Vec::new(),
+        context: Context::default(),
+    };
+    let hanging = plan(&dir, action);
+    // Writing to a pipe nobody reads hangs as a dead mount does.
+    let script = dir.path().join(hanging.mark.replace('/', "-"));
+    let made = std::process::Command::new("mkfifo").arg(&script).status();
+    assert!(made.unwrap().success());
+    let mark = hanging.mark.clone();
+    let error = starter.start(hanging).await.unwrap_err();
+    assert!(matches!(error, StartError::Hangs(_)), "{error}");
+    let other = starter.start(plan(&dir, sh("exit 4"))).await.unwrap();
+    let sink = |_| true;
+    let ending = other.finish(sink, std::future::pending()).await.unwrap();
+    assert_eq!(ending.exit_code, Some(4));
+    let mut pipe = std::fs::File::options().read(true).open(&script).unwrap();
+    let mut written = String::new();
+    std::io::Read::read_to_string(&mut pipe, &mut written).unwrap();
+    assert_eq!(written, "sleep 600");
+    // The shell reads its script from the pipe, which has a writer no more; the thread is free again.
+    drop(pipe);
+    while starter.places.available_permits() < 4 {
+        tokio::task::yield_now().await;
+    }
+    while alive(&mark) {
+        tokio::task::yield_now().await;
+    }
 }

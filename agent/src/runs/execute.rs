@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     admit,
-    exec::{Execution, Piece, Plan, Stop, leftover},
+    exec::{Piece, Plan, StartError, Stop, leftover},
     ledger::{Process, Stage},
     spool::SpoolError,
 };
@@ -82,8 +82,14 @@ impl Shared {
             scripts: around.scripts.clone(),
             stop_grace: around.stop_grace,
         };
-        let execution = match Execution::start(plan).await {
+        let execution = match self.starter.start(plan).await {
             Ok(execution) => execution,
+            Err(error @ StartError::Hangs(_)) => {
+                self.kill_rest(&key, None).await;
+                let now = around.clock.now();
+                let reason = chain(&error).to_string();
+                return Some(ended(key, RunOutcome::Unknown, reason, at, now));
+            }
             Err(error) => {
                 let now = around.clock.now();
                 let reason = chain(&error).to_string();

@@ -111,7 +111,7 @@ fn take(around: &Surroundings, lane: Lane, seq: u64) -> Result<(), Status> {
         }
         // It is sent again after a restart, and the collector knows it by its seq.
         Err(error) => {
-            tracing::warn!(%lane, error = %errors::chain(&error), "an ack cannot be stored");
+            tracing::debug!(%lane, error = %errors::chain(&error), "an ack cannot be stored");
         }
     }
     if lane == Lane::Results {
