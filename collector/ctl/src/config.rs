@@ -92,7 +92,7 @@ pub(crate) fn one(session: &Session, output: &OutputArgs, entries: Vec<(&str, Ce
     ];
     let style = output::Style {
         headers: false,
-        name_field: 1,
+        name_fields: vec![1],
         ..session.style(output)
     };
     let mut printer = Printer::new(style, fields, output::stdout())?;

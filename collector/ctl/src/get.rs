@@ -150,13 +150,11 @@ async fn get_view(
 ) -> Outcome {
     let facts = thing.facts();
     let (fields, found) = lookup(collector, thing, wanted).await?;
-    let name = facts.names.first();
-    let name_field = fields
-        .iter()
-        .position(|field| Some(&field.key.as_str()) == name);
+    let position = |name: &&str| fields.iter().position(|field| field.key == **name);
+    let name_fields = facts.name.iter().filter_map(position).collect();
     let style = Style {
         name_prefix: format!("{}/", facts.singular),
-        name_field: name_field.unwrap_or(0),
+        name_fields,
         ..session.style(&args.output)
     };
     let format = style.format;
@@ -179,18 +177,31 @@ fn has(view: &View, column: &str) -> bool {
     view.columns.iter().any(|known| known.name == column)
 }
 
+/// A name has several parts, as `-o name` prints it, or is what any one column holds.
 fn name_condition(facts: &Facts, view: &View, names: &[String]) -> Option<String> {
     if names.is_empty() {
         return None;
     }
-    let literals = names
+    let text = |column: &str| format!("CAST({} AS TEXT)", identifier(column));
+    let parts = |name: &String| -> Vec<String> { name.split('/').map(quoted).collect() };
+    let (whole, single): (Vec<_>, Vec<_>) = names
         .iter()
-        .map(|name| quoted(name))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let columns = facts.names.iter().filter(|column| has(view, column));
-    let any = columns.map(|c| format!("CAST({} AS TEXT) IN ({literals})", identifier(c)));
-    Some(format!("({})", any.collect::<Vec<_>>().join(" OR ")))
+        .partition(|name| facts.name.len() > 1 && parts(name).len() == facts.name.len());
+    let mut any = Vec::new();
+    if !single.is_empty() {
+        let literals: Vec<_> = single.iter().map(|name| quoted(name)).collect();
+        let literals = literals.join(", ");
+        let columns = facts.names.iter().filter(|column| has(view, column));
+        any.extend(columns.map(|column| format!("{} IN ({literals})", text(column))));
+    }
+    any.extend(whole.into_iter().map(|name| {
+        let columns = facts.name.iter().zip(parts(name));
+        let all: Vec<_> = columns
+            .map(|(column, part)| format!("{} = {part}", text(column)))
+            .collect();
+        format!("({})", all.join(" AND "))
+    }));
+    Some(format!("({})", any.join(" OR ")))
 }
 
 fn field_conditions(view: &View, text: Option<&str>) -> Outcome<Vec<String>> {
@@ -339,6 +350,18 @@ mod tests {
              ORDER BY created_at DESC, node"
         );
         assert!(field_conditions(&view, Some("nope=1")).is_err());
+    }
+
+    #[test]
+    fn a_run_is_named_by_its_job_and_node() {
+        let facts = Thing::Runs.facts();
+        let view = view(&["job_id", "node"]);
+        let names = ["j/web-1".to_owned(), "k".to_owned()];
+        assert_eq!(
+            name_condition(facts, &view, &names).unwrap(),
+            "(CAST(\"job_id\" AS TEXT) IN ('k') OR CAST(\"node\" AS TEXT) IN ('k') \
+             OR (CAST(\"job_id\" AS TEXT) = 'j' AND CAST(\"node\" AS TEXT) = 'web-1'))"
+        );
     }
 
     #[test]

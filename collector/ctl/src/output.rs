@@ -107,8 +107,8 @@ pub struct Style {
     pub null: &'static str,
     /// What stands before the first field with `-o name`: `node/`.
     pub name_prefix: String,
-    /// Which field `-o name` prints.
-    pub name_field: usize,
+    /// Which fields make the name that `-o name` prints, joined by `/`.
+    pub name_fields: Vec<usize>,
 }
 
 impl Style {
@@ -187,10 +187,9 @@ impl<W: Write> Printer<W> {
                 csv_line(&mut self.out, cells)
             }
             Format::Name => {
-                let name = row
-                    .get(self.style.name_field)
-                    .map(Cell::plain)
-                    .unwrap_or_default();
+                let fields = self.style.name_fields.iter();
+                let cells = fields.filter_map(|field| row.get(*field));
+                let name = cells.map(Cell::plain).collect::<Vec<_>>().join("/");
                 let name = self.style.text(&name);
                 writeln!(self.out, "{}{name}", self.style.name_prefix).map_err(broken)
             }

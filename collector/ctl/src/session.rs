@@ -83,7 +83,7 @@ impl Session {
             now: self.now(),
             null: "<none>",
             name_prefix: String::new(),
-            name_field: 0,
+            name_fields: vec![0],
         }
     }
 

@@ -25,7 +25,9 @@ pub struct Facts {
     pub singular: &'static str,
     /// `jobs`, also the name of its view
     pub plural: &'static str,
-    /// Columns by which a thing is named, the first one for `-o name`.
+    /// Columns whose values, joined by `/`, are what `-o name` calls a thing.
+    pub name: &'static [&'static str],
+    /// Columns by which things are found.
     pub names: &'static [&'static str],
     /// Columns that tables show; the view's others are in JSON, YAML and CSV.
     pub columns: &'static [(&'static str, &'static str, Shown)],
@@ -111,6 +113,7 @@ impl Thing {
 const NODES: Facts = Facts {
     singular: "node",
     plural: "nodes",
+    name: &["name"],
     names: &["name", "id"],
     columns: &[],
     order: "name",
@@ -119,6 +122,7 @@ const NODES: Facts = Facts {
 const JOBS: Facts = Facts {
     singular: "job",
     plural: "jobs",
+    name: &["id"],
     names: &["id"],
     columns: &[
         ("id", "ID", Always),
@@ -138,6 +142,7 @@ const JOBS: Facts = Facts {
 const RUNS: Facts = Facts {
     singular: "run",
     plural: "runs",
+    name: &["job_id", "node"],
     names: &["job_id", "node", "node_id"],
     columns: &[
         ("job_id", "JOB", Always),
@@ -157,6 +162,7 @@ const RUNS: Facts = Facts {
 const TOKENS: Facts = Facts {
     singular: "token",
     plural: "tokens",
+    name: &["id"],
     names: &["id"],
     columns: &[
         ("id", "ID", Always),
@@ -174,6 +180,7 @@ const TOKENS: Facts = Facts {
 const IDENTITIES: Facts = Facts {
     singular: "identity",
     plural: "identities",
+    name: &["serial"],
     names: &["serial", "spiffe_id"],
     columns: &[
         ("serial", "SERIAL", Always),
@@ -188,6 +195,7 @@ const IDENTITIES: Facts = Facts {
 const SHARDS: Facts = Facts {
     singular: "shard",
     plural: "shards",
+    name: &["id"],
     names: &["id"],
     columns: &[
         ("id", "SHARD", Always),
@@ -205,6 +213,7 @@ const SHARDS: Facts = Facts {
 const COLLECTORS: Facts = Facts {
     singular: "collector",
     plural: "collectors",
+    name: &["id"],
     names: &["id"],
     columns: &[
         ("id", "ID", Always),
@@ -219,6 +228,7 @@ const COLLECTORS: Facts = Facts {
 const EVENTS: Facts = Facts {
     singular: "event",
     plural: "events",
+    name: &["node"],
     names: &["node", "node_id"],
     columns: &[
         ("time", "AGE", Always),
@@ -232,6 +242,7 @@ const EVENTS: Facts = Facts {
 const AUDIT: Facts = Facts {
     singular: "audit",
     plural: "audit",
+    name: &["seq"],
     names: &["seq"],
     columns: &[
         ("seq", "SEQ", Always),

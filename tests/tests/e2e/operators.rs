@@ -1,6 +1,6 @@
 //! A collector and its operators, before any node has joined.
 
-use nexus_tests::{collector::Collector, ctl::Ctl};
+use nexus_tests::{collector::Collector, ctl::Ctl, process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -44,6 +44,42 @@ async fn a_code_lets_one_operator_in_once() {
     assert!(again.contains("error: "), "{again}");
     let denied = Ctl::new(&elsewhere).run(&["get", "nodes"]).await.unwrap();
     assert_ne!(denied.code, 0, "{denied:?}");
+}
+
+#[tokio::test]
+async fn a_second_operator_needs_someone_to_vouch_for_the_signers() {
+    let fleet = fleet().await;
+    let code = async || {
+        let mut command = fleet.collector.command().await.unwrap();
+        let output = process::run(command.args(["login-code", "--name", "bob"]), b"");
+        let output = output.await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        printed.lines().last().unwrap().to_owned()
+    };
+    let known = fleet.ctl.json(&["config"]).await.unwrap();
+    let elsewhere = fleet.dir.path().join("second");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let bob = Ctl::new(&elsewhere);
+    let address = &fleet.collector.endpoints().operators;
+    let said = bob
+        .run(&["login", &code().await, "--address", address])
+        .await
+        .unwrap();
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("--policy-sha256"), "{said:?}");
+    assert_ne!(bob.run(&["get", "nodes"]).await.unwrap().code, 0);
+
+    let code = code().await;
+    let digest = known["policy_sha256"].as_str().unwrap();
+    let login = ["login", &code, "--address", address];
+    bob.ok(&[&login[..], &["--policy-sha256", digest]].concat())
+        .await
+        .unwrap();
+    let config = bob.json(&["config"]).await.unwrap();
+    assert_eq!(config["operator"], "bob");
+    assert_eq!(config["policy_sha256"], known["policy_sha256"]);
+    bob.ok(&["get", "nodes"]).await.unwrap();
 }
 
 #[tokio::test]

@@ -301,4 +301,15 @@ async fn one_of_two_fails_and_the_counts_add_up() {
     let succeeded = jobs.as_array().unwrap().iter();
     let succeeded: Vec<_> = succeeded.map(|job| &job["succeeded"]).collect();
     assert_eq!(succeeded, [&Value::from(0), &Value::from(1)], "{jobs}");
+
+    // A run is named by its job and its node.
+    let name = format!("run/{}/beta", document["job"].as_str().unwrap());
+    let names = fleet.ctl.ok(&["get", "runs", "-o", "name"]).await.unwrap();
+    assert_eq!(names.lines().count(), 3, "{names}");
+    assert!(names.lines().any(|line| line == name), "{name}: {names}");
+    let run = fleet.ctl.json(&["describe", &name]).await.unwrap();
+    assert_eq!(
+        (&run["node"], &run["exit_code"]),
+        (&"beta".into(), &9.into())
+    );
 }

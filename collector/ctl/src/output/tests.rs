@@ -9,7 +9,7 @@ fn style(format: Format) -> Style {
         now: Timestamp(1_700_000_000_000),
         null: "<none>",
         name_prefix: "node/".to_owned(),
-        name_field: 0,
+        name_fields: vec![0],
     }
 }
 

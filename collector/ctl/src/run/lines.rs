@@ -21,6 +21,9 @@ use crate::{
 /// A line that is longer than this is cut into several.
 const LONGEST: usize = 64 * 1024;
 
+/// Bytes of lines that are held, of all nodes together. Beyond it a line is cut where it is.
+const HELD_BYTES: usize = 32 * 1024 * 1024;
+
 /// One of a program's two outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Stream {
@@ -47,6 +50,7 @@ pub(crate) struct Lines<O, E> {
     stderr: E,
     manner: Manner,
     held: HashMap<(NodeId, Stream), Vec<u8>>,
+    held_bytes: usize,
     order: HashMap<NodeId, usize>,
     deaf: bool,
 }
@@ -59,6 +63,7 @@ impl<O: Write, E: Write> Lines<O, E> {
             stderr,
             manner,
             held,
+            held_bytes: 0,
             order,
             deaf: false,
         }
@@ -75,6 +80,7 @@ impl<O: Write, E: Write> Lines<O, E> {
     ) -> Outcome {
         let key = (node, stream);
         let mut held = self.held.remove(&key).unwrap_or_default();
+        self.held_bytes -= held.len();
         let mut rest = data;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let (line, after) = rest.split_at_checked(end + 1).unwrap_or((rest, &[]));
@@ -84,12 +90,17 @@ impl<O: Write, E: Write> Lines<O, E> {
             rest = after;
         }
         held.extend_from_slice(rest);
-        let whole = held.len() - held.len() % LONGEST;
+        let whole = if self.held_bytes + held.len() % LONGEST > HELD_BYTES {
+            held.len()
+        } else {
+            held.len() - held.len() % LONGEST
+        };
         for piece in held.drain(..whole).as_slice().chunks(LONGEST) {
             self.write(node, name, stream, piece)?;
             self.write_raw(stream, b"\n")?;
         }
         if !held.is_empty() {
+            self.held_bytes += held.len();
             self.held.insert(key, held);
         }
         self.flush()
@@ -99,6 +110,7 @@ impl<O: Write, E: Write> Lines<O, E> {
     pub(crate) fn end(&mut self, node: NodeId, name: &str) -> Outcome {
         for stream in [Stream::Stdout, Stream::Stderr] {
             if let Some(mut line) = self.held.remove(&(node, stream)) {
+                self.held_bytes -= line.len();
                 if self.manner.prefix {
                     line.push(b'\n');
                 }
@@ -237,6 +249,24 @@ mod tests {
             "a\\u{1b}[7m: ok\\rb: fine\\u{1b}[1A\\x9b2K\t.\n"
         );
         assert_eq!(err, [b"a: ".as_slice(), evil].concat());
+    }
+
+    #[test]
+    fn lines_that_do_not_end_are_held_up_to_a_sum() {
+        let mut out = Vec::new();
+        let mut lines = Lines::new(&mut out, io::sink(), PREFIXED);
+        let begin = vec![b'x'; LONGEST - 1];
+        for _ in 0..(HELD_BYTES / LONGEST + 10) {
+            lines
+                .take(NodeId::random(), "a", Stream::Stdout, &begin)
+                .unwrap();
+        }
+        let held: usize = lines.held.values().map(Vec::len).sum();
+        assert_eq!(held, lines.held_bytes);
+        assert!(held <= HELD_BYTES, "{held}");
+        drop(lines);
+        let cut = out.iter().filter(|byte| **byte == b'\n').count();
+        assert!((1..=10).contains(&cut), "{cut}");
     }
 
     #[test]
