@@ -2,6 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
+use nexus_pki::tls::refusal_of;
 use nexus_proto::{
     HINT, REQUEST_ID,
     operator::v1::{
@@ -178,27 +179,39 @@ pub(crate) async fn first_of<T, E, F>(
 ) -> Outcome<T>
 where
     F: Future<Output = Result<T, E>>,
-    E: std::error::Error,
+    E: std::error::Error + 'static,
 {
     let mut refusals = Vec::new();
+    let mut somebody = false;
     for address in addresses {
         session.log(&format!("connects to {address}"));
-        match tokio::time::timeout(DIAL_TIMEOUT, connect(address.clone())).await {
+        let tried = tokio::time::timeout(DIAL_TIMEOUT, connect(address.clone())).await;
+        refusals.push(match tried {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => refusals.push(chain(&error)),
-            Err(_) => refusals.push(format!("no answer within {}s", DIAL_TIMEOUT.as_secs())),
-        }
+            Ok(Err(error)) => match refusal_of(&error) {
+                Some(refusal) => {
+                    somebody = true;
+                    refusal
+                }
+                None => chain(&error),
+            },
+            Err(_) => format!("no answer within {}s", DIAL_TIMEOUT.as_secs()),
+        });
     }
     let what = format!("connect to the collector at {}", addresses.join(", "));
-    Err(Fault::new(what, refusals.join("; "))
-        .hint("is `nexus-collector serve` running there, and is its operators' port open to you?")
-        .exits(Exit::Unreachable))
+    let fault = Fault::new(what, refusals.join("; ")).exits(Exit::Unreachable);
+    // Who was refused answered; the refusal says what to do.
+    if somebody {
+        return Err(fault);
+    }
+    Err(fault
+        .hint("is `nexus-collector serve` running there, and is its operators' port open to you?"))
 }
 
 /// What the collector answered, as the user reads it.
 pub(crate) fn fault(status: Status) -> Fault {
     if let Some(source) = std::error::Error::source(&status) {
-        return broken(chain(source));
+        return broken(source);
     }
     let (exit, default_hint) = match status.code() {
         Code::Unavailable => (
@@ -242,13 +255,19 @@ pub(crate) fn no_such_node(status: Status) -> Fault {
 }
 
 /// No answer at all: the connection ended under the call.
-fn broken(why: String) -> Fault {
-    let fault = Fault::new("ask the collector", &why);
+fn broken(error: &(dyn std::error::Error + 'static)) -> Fault {
+    let what = "ask the collector";
     // In TLS 1.3 a refused certificate shows only after the handshake.
-    if why.contains("alert") {
-        return fault.hint(LOGIN_HINT).exits(Exit::Denied);
+    if let Some(refusal) = refusal_of(error) {
+        return Fault::new(what, refusal)
+            .hint(LOGIN_HINT)
+            .exits(Exit::Denied);
     }
-    fault
+    let why = chain(error);
+    if why.contains("alert") {
+        return Fault::new(what, why).hint(LOGIN_HINT).exits(Exit::Denied);
+    }
+    Fault::new(what, why)
         .hint("the collector went away; try again")
         .exits(Exit::Unreachable)
 }

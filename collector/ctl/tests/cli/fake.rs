@@ -77,11 +77,16 @@ pub(crate) struct Fake {
 impl Fake {
     /// Binds and serves. `operator_life` is how long operators' certificates live.
     pub(crate) async fn start(dir: &Path, operator_life: Duration) -> Self {
+        Self::start_at(now(), dir, operator_life).await
+    }
+
+    /// The same with a certificate made by a clock that shows `at`.
+    pub(crate) async fn start_at(at: Timestamp, dir: &Path, operator_life: Duration) -> Self {
         let lives = Lives {
             operator: operator_life,
             ..Lives::default()
         };
-        let authority = Authority::create(dir, "test.example", now())
+        let authority = Authority::create(dir, "test.example", at.min(now()))
             .unwrap()
             .with_lives(lives);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -107,10 +112,7 @@ impl Fake {
             seen: Arc::default(),
             address: listener.local_addr().unwrap(),
         };
-        let leaf = fake
-            .authority
-            .issue_collector("local", "one", now())
-            .unwrap();
+        let leaf = fake.authority.issue_collector("local", "one", at).unwrap();
         let leaf = LiveLeaf::new(leaf, fake.authority.root()).unwrap();
         let admission = fake.authority.admission();
         let tls = operators_server(&leaf, admission, KeyExchange::Auto).unwrap();

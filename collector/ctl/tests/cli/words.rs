@@ -1,10 +1,16 @@
 //! What users read when something is not as they meant it.
 
-use crate::{World, code, err, out};
+use std::time::Duration;
+
+use crate::{
+    LIFE, World, code, err,
+    fake::{self, Fake},
+    out,
+};
 
 #[tokio::test]
 async fn a_mangled_code_is_explained_without_its_parser() {
-    let world = World::new(crate::LIFE).await;
+    let world = World::new(LIFE).await;
     for mangled in ["nxo_nonsense", "nxo_", "nxo_!"] {
         let output = world.run(&["login", mangled]).await;
         assert_eq!(code(&output), 1, "{}", err(&output));
@@ -80,4 +86,25 @@ async fn a_label_that_is_not_there_is_missed() {
         .await;
     assert_eq!(code(&output), 0, "{}", err(&output));
     assert_eq!(err(&output), "warning: node web-1 has no label `rolle`\n");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_named_with_both_times() {
+    let hours = Duration::from_secs(30 * 3600);
+    for (at, words) in [
+        (fake::now().after(hours), "is valid from "),
+        (fake::now().before(hours), "expired at "),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Fake::start_at(at, &dir.path().join("pki"), LIFE).await;
+        let world = World { dir, fake };
+        let output = world.run(&["login", &world.fake.code()]).await;
+        assert_eq!(code(&output), 4, "{}", err(&output));
+        let said = err(&output);
+        assert!(
+            said.contains(words) && said.contains("clock says"),
+            "{said}"
+        );
+        assert!(!said.contains("UNIX") && !said.contains("hint:"), "{said}");
+    }
 }
