@@ -111,7 +111,7 @@ pub(crate) const KEYS: &[Key] = &[
         },
         default: "512",
         unit: "handshakes",
-        about: "handshakes under way at the same time",
+        about: "handshakes under way at the same time, of each transport of each port",
     },
     Key {
         name: "limits.upload_credit",

@@ -15,11 +15,6 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{config::Config, enrolment, operator, sessions};
 
-/// Connections of operators at the same time.
-const OPERATOR_CONNECTIONS: usize = 1000;
-/// Calls of one operator's connection at the same time.
-const OPERATOR_CALLS: u32 = 64;
-
 /// What is bound, before it serves.
 pub(crate) struct Bound {
     pub(crate) agents: AgentPort,
@@ -98,10 +93,10 @@ impl Seen {
             agents: Connections::telling(limits(config.connections), Some(refused.clone())),
             operators: Connections::telling(
                 Limits {
-                    connections_per_identity: wire_limits::OPERATOR_CONNECTIONS,
-                    calls: OPERATOR_CALLS,
+                    connections_per_identity: wire_limits::CONNECTIONS_PER_OPERATOR,
+                    calls: wire_limits::OPERATOR_STREAMS,
                     windows: Windows::operator(),
-                    ..limits(OPERATOR_CONNECTIONS)
+                    ..limits(wire_limits::OPERATOR_CONNECTIONS)
                 },
                 Some(refused.clone()),
             ),

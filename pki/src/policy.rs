@@ -8,7 +8,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use nexus_proto::{agent::v1 as wire, limits, time::Timestamp};
+use nexus_proto::{
+    agent::v1 as wire,
+    limits::{self, SIGNERS},
+    time::Timestamp,
+};
 use prost::{Message as _, bytes::Bytes};
 
 use crate::{
@@ -18,8 +22,6 @@ use crate::{
     spiffe::{self, SpiffeError},
 };
 
-/// Signers of one policy.
-pub const SIGNERS: usize = 64;
 /// How far a signer's clock may be ahead. A node's own is within its certificate's dates, or it could
 /// not have connected.
 pub const CLOCK_DIFFERENCE: Duration = Duration::from_secs(24 * 3600);

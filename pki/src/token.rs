@@ -12,7 +12,7 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use nexus_proto::{
     agent::v1 as wire,
     ids::{IdError, TokenId},
-    limits,
+    limits::{self, ADDRESS_BYTES, ADDRESSES},
     selector::{self, LabelError},
     time::Timestamp,
 };
@@ -27,10 +27,6 @@ use crate::{
 
 /// What a token begins with.
 pub const PREFIX: &str = "nxt_";
-/// Addresses in a token or code.
-pub const ADDRESSES: usize = 16;
-/// Bytes of one address.
-const ADDRESS_BYTES: usize = 300;
 
 /// A token that cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,5 @@
-//! Every limit of the wire, in one place. A value beyond its limit is refused by name, never cut.
+//! Every limit of the wire, in one place: what a message, a call, a connection, an address and an identity may
+//! cost. A value beyond its limit is refused by name, never cut.
 
 use std::time::Duration;
 
@@ -6,8 +7,12 @@ use std::time::Duration;
 pub const PREFACE_BYTES: usize = 16 * 1024;
 /// Bytes of one gRPC message.
 pub const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Concurrent bidirectional QUIC streams (calls) of one connection.
+/// Concurrent calls of an agent's connection; over QUIC each is a bidirectional stream.
 pub const STREAMS: u32 = 8;
+/// Concurrent calls of an operator's connection.
+pub const OPERATOR_STREAMS: u32 = 64;
+/// Unidirectional QUIC streams of one connection: control, QPACK encoder and decoder, and one to spare.
+pub const UNI_STREAMS: u32 = 4;
 /// Streams of one connection refused for what they carried outside of DATA; the last one ends the connection.
 pub const REFUSED_STREAMS: u64 = 16;
 /// A connection without traffic ends after this, so that a node that died without a word shows as gone; the side that
@@ -28,9 +33,11 @@ pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(1);
 pub const HANDSHAKE_SHARE: usize = 8;
 
 /// Connections of one agent at the same time; a newer one ends the oldest. A hand-over takes two.
-pub const AGENT_CONNECTIONS: usize = 4;
+pub const CONNECTIONS_PER_AGENT: usize = 4;
 /// Connections of one operator at the same time; a newer one ends the oldest.
-pub const OPERATOR_CONNECTIONS: usize = 64;
+pub const CONNECTIONS_PER_OPERATOR: usize = 64;
+/// Connections of all operators at the same time. How many agents may connect is a setting (`limits.connections`).
+pub const OPERATOR_CONNECTIONS: usize = 1000;
 /// Of a port's connections, the part that may be without a certificate.
 pub const ANONYMOUS_SHARE: usize = 10;
 /// Connections without a certificate from one address (of IPv6 the first 64 bits).
@@ -99,6 +106,12 @@ pub const CSR_BYTES: usize = 4096;
 pub const TOKEN_BYTES: usize = 8192;
 /// Certificates of a presented chain.
 pub const CHAIN_CERTIFICATES: usize = 4;
+/// Addresses in a token or code.
+pub const ADDRESSES: usize = 16;
+/// Bytes of one of them, `host:port`.
+pub const ADDRESS_BYTES: usize = 300;
+/// Signers of one policy.
+pub const SIGNERS: usize = 64;
 /// Bytes of a signer policy's payload.
 pub const POLICY_BYTES: usize = 64 * 1024;
 /// Signatures of one envelope.

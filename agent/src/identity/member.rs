@@ -12,11 +12,12 @@ use nexus_pki::{
     leaf::Leaf,
     merkle::Target,
     policy::{Freshness, TrustedPolicy},
-    token::{ADDRESSES, check_addresses},
+    token::check_addresses,
 };
 use nexus_proto::{
     agent::v1 as wire,
     ids::{Incarnation, NodeId},
+    limits,
     time::Timestamp,
 };
 use nexus_runtime::errors::chain;
@@ -76,7 +77,7 @@ pub fn told(addresses: Vec<String>) -> Vec<String> {
     let count = addresses.len();
     let mut good = addresses;
     good.retain(|address| check_addresses(std::slice::from_ref(address)).is_ok());
-    good.truncate(ADDRESSES);
+    good.truncate(limits::ADDRESSES);
     if good.len() < count {
         tracing::warn!(
             told = count,

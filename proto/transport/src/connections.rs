@@ -49,7 +49,7 @@ impl Default for Limits {
         Self {
             connections: 20_000,
             connections_per_address: 20_000,
-            connections_per_identity: limits::AGENT_CONNECTIONS,
+            connections_per_identity: limits::CONNECTIONS_PER_AGENT,
             handshakes: 512,
             calls: limits::STREAMS,
             drain: Duration::from_secs(10),

@@ -31,7 +31,9 @@ use crate::{
 };
 
 /// Bytes of a header section that a peer may send.
-const HEADER_BYTES: u32 = 16 * 1024;
+fn header_bytes() -> u32 {
+    limits::PREFACE_BYTES.try_into().unwrap_or(u32::MAX)
+}
 
 /// Runs hyper's tasks, which end with their connection.
 #[derive(Clone)]
@@ -73,7 +75,7 @@ pub(crate) async fn serve<S: CallService>(
         .keep_alive_interval(limits::PING)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .max_concurrent_streams(calls)
-        .max_header_list_size(HEADER_BYTES)
+        .max_header_list_size(header_bytes())
         .max_send_buf_size(windows.stream_bytes.try_into().unwrap_or(usize::MAX))
         .initial_stream_window_size(windows.stream_bytes)
         .initial_connection_window_size(windows.connection_bytes)
@@ -148,7 +150,7 @@ pub(crate) async fn start(
         .keep_alive_interval(limits::PING)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .max_header_list_size(HEADER_BYTES)
+        .max_header_list_size(header_bytes())
         .max_send_buf_size(windows.stream_bytes.try_into().unwrap_or(usize::MAX))
         .initial_stream_window_size(windows.stream_bytes)
         .initial_connection_window_size(windows.connection_bytes)

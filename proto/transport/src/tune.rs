@@ -51,9 +51,6 @@ impl Windows {
 /// A TCP peer that has not answered a keep-alive by then is gone.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Unidirectional streams of a peer: control, QPACK encoder and decoder, and one to spare.
-const UNI_STREAMS: u32 = 4;
-
 /// Only the side that dialled keeps a connection alive. Where its packets no longer come through, those of the
 /// other side would keep putting off its own question, and with it the answer that there is none.
 pub(crate) fn quic_transport(
@@ -66,7 +63,7 @@ pub(crate) fn quic_transport(
         .expect("a minute in milliseconds is below 2^62");
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(peer_calls))
-        .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(limits::UNI_STREAMS))
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(keep_alive)
         .stream_receive_window(VarInt::from_u32(windows.stream_bytes))

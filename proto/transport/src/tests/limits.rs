@@ -129,15 +129,15 @@ async fn an_identity_has_so_many_connections_and_a_newer_one_ends_the_oldest() {
     let leaf = fleet.agent(NodeId::random());
     let other = gets_in(&fleet, &server, Mode::Quic).await;
     let mut connections = Vec::new();
-    for number in 0..3 * wire_limits::AGENT_CONNECTIONS {
+    for number in 0..3 * wire_limits::CONNECTIONS_PER_AGENT {
         let mode = [Mode::Quic, Mode::Tcp][number % 2];
         let dialer = fleet.dialer(&leaf, server.at, mode, KeyExchange::Auto);
         connections.push(dialer.connect().await.unwrap());
-        if let Some(ended) = number.checked_sub(wire_limits::AGENT_CONNECTIONS) {
+        if let Some(ended) = number.checked_sub(wire_limits::CONNECTIONS_PER_AGENT) {
             timeout(LONG, connections[ended].closed()).await.unwrap();
         }
     }
-    let open = connections.len() - wire_limits::AGENT_CONNECTIONS;
+    let open = connections.len() - wire_limits::CONNECTIONS_PER_AGENT;
     for connection in connections[open..].iter().chain([&other]) {
         let mut client = AgentClient::new(connection.channel.clone());
         let request = RenewRequest {
