@@ -66,18 +66,21 @@ pub(crate) async fn with_code(
         .filter(|old| old.root.sha256() == code.root_sha256);
     let pending = pending_folder(&session.client_toml, &code.root_sha256);
     let signing = signing_key(old.as_ref(), &pending)?;
-    let made = match voucher {
-        // What has a digest already was made before.
-        Voucher::Digest(_) => None,
-        Voucher::Person | Voucher::Collector => Some(first_policy(session.now(), &code, &signing)?),
+    let made = match (&old, voucher) {
+        // What is known, or has a digest already, was made before.
+        (Some(_), _) | (None, Voucher::Digest(_)) => None,
+        (None, Voucher::Person | Voucher::Collector) => {
+            Some(first_policy(session.now(), &code, &signing)?)
+        }
     };
+    let offered = old.as_ref().map(|old| &old.policy).or(made.as_ref());
     let (key, csr_der) = csr::new_csr().doing("make a key")?;
     let request = LoginRequest {
         code_id: Bytes::copy_from_slice(&code.id),
         code_secret: Bytes::copy_from_slice(code.secret.as_slice()),
         csr_der: csr_der.into(),
         signing_public_key: Bytes::copy_from_slice(&signing.public_key().0),
-        policy: made.as_ref().map(|policy| policy.envelope().clone()),
+        policy: offered.map(|policy| policy.envelope().clone()),
         // Said once the collector's clock is known.
         freshness: None,
     };

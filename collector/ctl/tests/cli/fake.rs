@@ -21,7 +21,7 @@ use nexus_pki::{
 };
 use nexus_proto::{
     REQUEST_ID,
-    agent::v1::OutputStream,
+    agent::v1::{Envelope, OutputStream},
     audit,
     ids::{Incarnation, NodeId, TokenId},
     job::Action,
@@ -50,8 +50,8 @@ pub(crate) fn now() -> Timestamp {
 pub(crate) struct Seen {
     pub(crate) policy: Option<TrustedPolicy>,
     pub(crate) freshness: u32,
-    /// First policies that logins brought.
-    pub(crate) offers: u32,
+    /// The first policy that the last login brought.
+    pub(crate) offered: Option<Envelope>,
     pub(crate) renewals: u32,
     pub(crate) request_ids: Vec<String>,
     pub(crate) job: Option<(nexus_proto::job::Job, Tree)>,
@@ -214,7 +214,7 @@ impl Operator for Fake {
     async fn login(&self, request: Request<wire::LoginRequest>) -> Answer<wire::LoginResponse> {
         let request = self.heard(request);
         let mut seen = self.seen.lock().unwrap();
-        seen.offers += u32::from(request.policy.is_some());
+        seen.offered.clone_from(&request.policy);
         if seen.policy.is_none() {
             let first = TrustedPolicy::first(request.policy.unwrap(), "test.example").unwrap();
             seen.policy = Some(first);

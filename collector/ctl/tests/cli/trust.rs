@@ -112,6 +112,17 @@ async fn a_first_login_that_was_not_answered_loses_no_key() {
 }
 
 #[tokio::test]
+async fn a_fleet_has_one_first_policy() {
+    let world = World::logged_in().await;
+    let first = world.fake.seen.lock().unwrap().policy.take().unwrap();
+    // A collector that lost it is given the same, not another one.
+    let output = world.run(&["login", &world.fake.code()]).await;
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    let offered = world.fake.seen.lock().unwrap().offered.take();
+    assert_eq!(offered.as_ref(), Some(first.envelope()));
+}
+
+#[tokio::test]
 async fn another_operator_or_a_person_vouches_for_the_signers() {
     let world = World::logged_in().await;
     let digest = world.config().await["policy_sha256"]
@@ -140,18 +151,14 @@ async fn another_operator_or_a_person_vouches_for_the_signers() {
     assert!(err(&output).contains("was pinned"), "{}", err(&output));
     assert!(!world.is_elsewhere());
 
-    let offers = world.fake.seen.lock().unwrap().offers;
     let output = world
         .login_elsewhere(&["--policy-sha256", &digest])
         .output()
         .await
         .unwrap();
     assert_eq!(code(&output), 0, "{}", err(&output));
-    assert_eq!(
-        world.fake.seen.lock().unwrap().offers,
-        offers,
-        "a pinned policy is not offered anew"
-    );
+    // A policy that is pinned is not offered anew.
+    assert_eq!(world.fake.seen.lock().unwrap().offered, None);
     assert!(world.is_elsewhere());
     // Its key is in no policy, whatever the collector says.
     assert!(
