@@ -5,6 +5,7 @@
 //! killed when its handle is dropped, so that a failing test leaves nothing behind.
 
 pub mod agent;
+pub mod bench;
 pub mod collector;
 pub mod ctl;
 pub mod fault;

@@ -8,11 +8,13 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use nexus_tests::{
+    bench::{Load, connect, fanout, ingest, query},
     fault::{Fault, Outcome},
     figure::Figure,
     soak::{self, Victims},
     strangers,
 };
+use nexus_transport::Mode;
 
 /// Measures Nexus. Programs are found beside this one.
 #[derive(Debug, Parser)]
@@ -28,6 +30,14 @@ enum Bench {
     List,
     /// Kills programs again and again under agents that report and run jobs, and counts what is there in the end
     Soak(SoakArgs),
+    /// How long until all agents of a swarm report, at first and after the collector was killed
+    Connect(LoadArgs),
+    /// What a steady stream of metrics costs the collector
+    Ingest(IngestArgs),
+    /// A job on every agent of a swarm at once
+    Fanout(RepeatArgs),
+    /// What an operator waits for answers while a swarm reports
+    Query(RepeatArgs),
     /// Asks for the nodes while strangers hold connections to both ports, silent or a byte a second
     Strangers(StrangersArgs),
 }
@@ -64,9 +74,77 @@ struct StrangersArgs {
     calls: usize,
 }
 
+/// A swarm.
+#[derive(Debug, Args)]
+struct LoadArgs {
+    /// How many agents
+    #[arg(long, default_value_t = 1000)]
+    agents: usize,
+    /// Series of each
+    #[arg(long, default_value_t = 200)]
+    series: usize,
+    /// Packages of each
+    #[arg(long, default_value_t = 500)]
+    packages: usize,
+    /// Seconds from one reading to the next
+    #[arg(long, default_value_t = 10)]
+    interval: u64,
+    /// What carries sessions: auto, quic or tcp
+    #[arg(long, default_value = "quic", value_parser = transport)]
+    transport: Mode,
+    /// The same seed makes the same hosts
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+impl LoadArgs {
+    fn load(&self) -> Load {
+        Load {
+            agents: self.agents.max(1),
+            series: self.series,
+            packages: self.packages,
+            interval: Duration::from_secs(self.interval.max(1)),
+            transport: self.transport,
+            seed: self.seed,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct IngestArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    /// How long is measured
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+}
+
+#[derive(Debug, Args)]
+struct RepeatArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    /// How often
+    #[arg(long, default_value_t = 5)]
+    times: usize,
+}
+
+fn transport(text: &str) -> Result<Mode, String> {
+    Mode::parse(text).ok_or_else(|| "expected auto, quic or tcp".to_owned())
+}
+
 fn victims(text: &str) -> Result<Victims, String> {
     Victims::parse(text).ok_or_else(|| "expected collector, agents or both".to_owned())
 }
+
+/// Every benchmark with what it needs.
+const LIST: &str = "\
+connect    nothing but the programs, and eight descriptors an agent
+ingest     the same
+fanout     the same
+query      the same
+soak       nothing but the programs
+strangers  nothing but the programs, and two descriptors a stranger
+";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -90,9 +168,7 @@ fn failed(what: &str) -> ExitCode {
 
 async fn run(bench: Bench) -> Outcome {
     match bench {
-        Bench::List => print(
-            "soak       nothing but the programs\nstrangers  nothing but the programs, and two descriptors a stranger\n",
-        ),
+        Bench::List => print(LIST),
         Bench::Soak(args) => {
             let params = soak::Params {
                 span: Duration::from_secs(args.seconds),
@@ -112,6 +188,13 @@ async fn run(bench: Bench) -> Outcome {
                 Err(Fault::new("soak: not everything is as it should be"))
             }
         }
+        Bench::Connect(args) => figures(&connect::run(args.load(), &say).await?),
+        Bench::Ingest(args) => {
+            let span = Duration::from_secs(args.seconds.max(1));
+            figures(&ingest::run(args.load.load(), span, &say).await?)
+        }
+        Bench::Fanout(args) => figures(&fanout::run(args.load.load(), args.times, &say).await?),
+        Bench::Query(args) => figures(&query::run(args.load.load(), args.times, &say).await?),
         Bench::Strangers(args) => {
             let params = strangers::Params {
                 strangers: args.strangers,

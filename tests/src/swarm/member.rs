@@ -115,7 +115,7 @@ impl Running {
             clock: clock.clone(),
             waiting: VecDeque::new(),
             connected: false,
-            reporting: false,
+            reporting: None,
         };
         tasks.spawn("readings", feeder.run(keeper.state(), tasks.token()));
         tasks.spawn("session", keeper.run(hang_up.clone()));
@@ -144,7 +144,8 @@ struct Feeder {
     /// Seqs that are not acknowledged, and since when.
     waiting: VecDeque<(u64, Instant)>,
     connected: bool,
-    reporting: bool,
+    /// The mark since which it was counted as reporting.
+    reporting: Option<u64>,
 }
 
 impl Feeder {
@@ -154,7 +155,8 @@ impl Feeder {
         stop: CancellationToken,
     ) {
         self.join();
-        // Hosts do not look at the same moment.
+        // As an agent does: at once, and from then on at a moment of its own.
+        self.read();
         let phase = self.interval.mul_f64(rand::rng().random_range(0.0..1.0));
         let mut ticks = interval_at(tokio::time::Instant::now() + phase, self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -220,7 +222,8 @@ impl Feeder {
         let now = self.clock.instant();
         while let Some((_, since)) = self.waiting.pop_front_if(|(seq, _)| *seq <= acked) {
             self.tally.waited(now.saturating_duration_since(since));
-            if !std::mem::replace(&mut self.reporting, true) {
+            let mark = Some(self.tally.marks());
+            if std::mem::replace(&mut self.reporting, mark) != mark {
                 self.tally.reports();
             }
         }

@@ -26,6 +26,7 @@ pub struct Tally {
     /// Reports that could not be stored.
     pub failed: AtomicU64,
     reporting: AtomicUsize,
+    marks: AtomicU64,
     waits: Mutex<Vec<u32>>,
     why_away: Mutex<String>,
 }
@@ -48,14 +49,25 @@ impl Tally {
         waits.map(|ms| Duration::from_millis(ms.into())).collect()
     }
 
-    /// One more agent's metrics were acknowledged for the first time.
+    /// One more agent's metrics were acknowledged for the first time since the last mark.
     pub fn reports(&self) {
         self.reporting.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Agents of which metrics were acknowledged.
+    /// Agents of which metrics were acknowledged since the last mark.
     pub fn reporting(&self) -> usize {
         self.reporting.load(Ordering::Relaxed)
+    }
+
+    /// Counts from here on which agents report.
+    pub fn mark(&self) {
+        self.marks.fetch_add(1, Ordering::Relaxed);
+        self.reporting.store(0, Ordering::Relaxed);
+    }
+
+    /// How many marks there were.
+    pub fn marks(&self) -> u64 {
+        self.marks.load(Ordering::Relaxed)
     }
 
     /// An agent has no session, for this.
