@@ -15,9 +15,11 @@ use std::{
 use nexus_proto::{
     agent::v1::Lane as WireLane,
     ids::{Incarnation, JobId, Lane, NodeId},
+    metrics::Encoder,
     record::{Body, Record},
     time::Timestamp,
 };
+use prost::Message as _;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::{
@@ -27,7 +29,7 @@ use crate::{
     log::Log,
     shard::metrics::Metrics,
     watch::Watches,
-    writer::Projection,
+    writer::{Projection, chain, is_fatal},
 };
 
 /// The writer's side of a shard.
@@ -102,6 +104,7 @@ impl Shard {
         db: &Connection,
         at: (i64, Timestamp),
         records: &Records,
+        singly: bool,
     ) -> Result<Outcome, StoreError> {
         let node = records.node;
         let before = cursor(db, node, records.incarnation, records.lane)?;
@@ -113,7 +116,11 @@ impl Shard {
             }
             last = record.seq;
             new += 1;
-            self.record(db, at, records, record)?;
+            if singly {
+                self.record_singly(db, at, records, record)?;
+            } else {
+                self.record(db, at, records, record)?;
+            }
         }
         if last > before {
             set_cursor(
@@ -126,6 +133,29 @@ impl Shard {
             nodes::seen(db, node, at.1)?;
         }
         Ok(Outcome::Committed(last))
+    }
+
+    /// A record that cannot be applied is put aside, with its reason, and its lane goes on after it.
+    fn record_singly(
+        &mut self,
+        db: &Connection,
+        at: (i64, Timestamp),
+        of: &Records,
+        record: &Record,
+    ) -> Result<(), StoreError> {
+        db.execute_batch("SAVEPOINT record")?;
+        let staged = self.metrics.staged();
+        match self.record(db, at, of, record) {
+            Err(error) if !is_fatal(&error) => {
+                db.execute_batch("ROLLBACK TO record")?;
+                self.metrics.unstage(staged);
+                let reason = format!("it cannot be applied: {}", chain(&error));
+                put_aside(db, of, record, reason, at.1)?;
+            }
+            outcome => outcome?,
+        }
+        db.execute_batch("RELEASE record")?;
+        Ok(())
     }
 
     fn record(
@@ -187,18 +217,8 @@ impl Shard {
             }
         };
         if !ours {
-            insert_dead_letter(
-                db,
-                &DeadLetter {
-                    node: node.to_wire(),
-                    incarnation: of.incarnation.to_wire(),
-                    lane: of.lane.to_wire().into(),
-                    seq: record.seq,
-                    reason: "it reports a run that this node was never given".to_owned(),
-                    data: format!("{:?}", record.body).into(),
-                    time_ms: time.as_ms(),
-                },
-            )?;
+            let reason = "it reports a run that this node was never given".to_owned();
+            put_aside(db, of, record, reason, time)?;
         }
         Ok(())
     }
@@ -257,7 +277,18 @@ impl Projection for Shard {
         fact: &Entry,
     ) -> Result<Outcome, StoreError> {
         match fact {
-            Entry::Records(records) => self.records(db, (index, time), records),
+            Entry::Records(records) => {
+                let staged = self.metrics.staged();
+                match self.records(db, (index, time), records, false) {
+                    // One of them cannot be applied: then each is on its own.
+                    Err(error) if !is_fatal(&error) => {
+                        db.execute_batch("ROLLBACK TO fact")?;
+                        self.metrics.unstage(staged);
+                        self.records(db, (index, time), records, true)
+                    }
+                    outcome => outcome,
+                }
+            }
             Entry::Fact(fact) => self.fact(db, time, fact),
         }
     }
@@ -348,6 +379,25 @@ fn dead_letter(db: &Connection, letter: &DeadLetter) -> Result<Outcome, StoreErr
         set_cursor(db, &letter.node, &letter.incarnation, lane, (letter.seq, 1))?;
     }
     Ok(Outcome::Committed(last.max(letter.seq)))
+}
+
+fn put_aside(
+    db: &Connection,
+    of: &Records,
+    record: &Record,
+    reason: String,
+    time: Timestamp,
+) -> Result<(), StoreError> {
+    let letter = DeadLetter {
+        node: of.node.to_wire(),
+        incarnation: of.incarnation.to_wire(),
+        lane: of.lane.to_wire().into(),
+        seq: record.seq,
+        reason,
+        data: record.to_wire(&mut Encoder::new()).encode_to_vec().into(),
+        time_ms: time.as_ms(),
+    };
+    insert_dead_letter(db, &letter)
 }
 
 fn insert_dead_letter(db: &Connection, letter: &DeadLetter) -> Result<(), StoreError> {

@@ -441,7 +441,7 @@ impl<P: Projection> Core<P> {
 }
 
 /// Whether the disk or the file, not the entry, is at fault.
-fn is_fatal(error: &StoreError) -> bool {
+pub(crate) fn is_fatal(error: &StoreError) -> bool {
     match error {
         StoreError::Sqlite { source, .. } | StoreError::Statement(source) => matches!(
             source.0.sqlite_error_code(),

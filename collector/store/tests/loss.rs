@@ -1,4 +1,5 @@
-//! Files that go missing while no collector runs are noticed at the next start.
+//! What goes missing: files while no collector runs are noticed at the next start; what a record needs in order to be
+//! applied costs that record, and not those after it.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,9 +7,17 @@
     reason = "helpers of tests fail as tests do"
 )]
 
-use nexus_proto::{operator::v1::AuditRow, time::Timestamp};
+use nexus_proto::{
+    ids::{Incarnation, Lane, NodeId},
+    operator::v1::AuditRow,
+    record::{Body, Event, Record, Section},
+    time::Timestamp,
+};
 use nexus_runtime::clock::Clock;
-use nexus_store::{Layout, Store, StoreError};
+use nexus_store::{
+    Layout, QueryOptions, Store, StoreError, Value,
+    entry::{NodeEnrolled, Outcome, Records},
+};
 
 fn new_store() -> (tempfile::TempDir, Clock, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -95,4 +104,71 @@ async fn a_shard_that_is_gone_is_not_made_anew() {
     assert!(!folder.exists());
     std::fs::rename(&elsewhere, &folder).unwrap();
     Store::open(dir.path(), clock).unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_applied_costs_only_itself() {
+    let (dir, _, store) = new_store();
+    let (node, incarnation) = (NodeId::random(), Incarnation::random());
+    let enrolled = NodeEnrolled {
+        node: node.to_wire(),
+        name: "web-1".to_owned(),
+        incarnation: incarnation.to_wire(),
+        ..NodeEnrolled::default()
+    };
+    store.append_for(node, enrolled).await.unwrap();
+    let file = dir
+        .path()
+        .join(format!("shards/{}/state.db", store.shard_of(node)));
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is what somebody does behind the store's back"
+    )]
+    let file = rusqlite::Connection::open(file).unwrap();
+    file.execute_batch("DROP TABLE inventory_packages").unwrap();
+
+    let event = |message: &str| {
+        Body::Event(Event {
+            kind: "test".to_owned(),
+            message: message.to_owned(),
+        })
+    };
+    let packages = vec![nexus_proto::record::Row(vec!["bash".to_owned().into()])];
+    let bodies = [
+        event("before"),
+        Body::Section(Section::new("packages", packages)),
+        event("after"),
+    ];
+    let records = (1..).zip(bodies).map(|(seq, body)| Record {
+        seq,
+        time: Timestamp(1),
+        body,
+    });
+    let records = Records {
+        node,
+        incarnation,
+        lane: Lane::Inventory,
+        records: records.collect(),
+    };
+    let outcome = store.append_for(node, records).await.unwrap();
+    assert_eq!(outcome, Outcome::Committed(3));
+    let texts = async |sql: &str| {
+        let mut rows = store.query(sql, QueryOptions::default()).await.unwrap();
+        let mut found = Vec::new();
+        while let Some(batch) = rows.next().await {
+            found.extend(batch.unwrap().into_iter().flatten());
+        }
+        found
+    };
+    let text = |text: &str| Value::Text(text.to_owned());
+    assert_eq!(
+        texts("SELECT message FROM events ORDER BY message").await,
+        [text("after"), text("before")]
+    );
+    let letters = texts("SELECT seq, reason FROM dead_letters").await;
+    assert_eq!(letters[0], Value::Integer(2));
+    assert!(
+        matches!(&letters[1], Value::Text(why) if why.contains("it cannot be applied: ")),
+        "{letters:?}"
+    );
 }

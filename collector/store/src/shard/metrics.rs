@@ -169,6 +169,16 @@ impl Metrics {
         self.staged.push((node, report));
     }
 
+    /// How much is staged.
+    pub(super) fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// Forgets what was staged since.
+    pub(super) fn unstage(&mut self, to: usize) {
+        self.staged.truncate(to);
+    }
+
     /// Writes chunks, when it is time, with what is staged in them.
     pub(super) fn finish(
         &mut self,
