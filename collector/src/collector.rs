@@ -127,8 +127,7 @@ pub(crate) async fn start(
 ) -> Outcome<Arc<Registry>> {
     const WHAT: &str = "serve";
     let now = clock.now();
-    let authority = Authority::open(&folder.authority(), &instance.trust_domain, now)
-        .doing("open the certificate authority")?;
+    let authority = init::open_authority(folder, instance, now)?;
     let authority = Arc::new(authority);
     let identity =
         Identity::open(Arc::clone(&authority), instance.clone(), folder.leaf(), now).doing(WHAT)?;

@@ -18,6 +18,8 @@ use crate::{
 
 /// The first operator.
 const FIRST_OPERATOR: &str = "admin";
+/// The root's key; it may be kept elsewhere.
+const ROOT_KEY: &str = "root.key";
 /// Files with the keys of QUIC's stateless resets and connection ids. They outlive restarts, so that a
 /// restarted collector can tell agents at once that their connections are gone.
 pub(crate) const RESET_KEY: &str = "stateless-reset.key";
@@ -70,6 +72,26 @@ pub(crate) fn init(config: &Config, now: Timestamp) -> Outcome<String> {
     Ok(code.encode())
 }
 
+/// Opens the certificate authority; a root key that others may read is refused like every other key, though only
+/// new intermediates need it.
+pub(crate) fn open_authority(
+    folder: &Folder,
+    instance: &Instance,
+    now: Timestamp,
+) -> Outcome<Authority> {
+    let dir = folder.authority();
+    let what = format!("open the certificate authority in {}", dir.display());
+    match files::check_private(&dir.join(ROOT_KEY)) {
+        Err(error) if !error.is_missing() => return Err(Fault::because(&what, &error)),
+        _ => {}
+    }
+    Authority::open(&dir, &instance.trust_domain, now).map_err(|error| {
+        Fault::because(&what, &error).hint(
+            "put its files back, from a backup if need be: agents and operators trust no other authority",
+        )
+    })
+}
+
 /// A new one-time code for the operator `name`.
 pub(crate) fn login_code(config: &Config, name: &str, now: Timestamp) -> Outcome<String> {
     let what = format!("make a code for {name}");
@@ -78,8 +100,7 @@ pub(crate) fn login_code(config: &Config, name: &str, now: Timestamp) -> Outcome
     spiffe::check_segment(name)
         .doing(&what)
         .map_err(Fault::usage)?;
-    let authority =
-        Authority::open(&folder.authority(), &instance.trust_domain, now).doing(&what)?;
+    let authority = open_authority(&folder, &instance, now)?;
     let code = new_code(config, &folder, &instance, &authority, name, now)?;
     say(&format!(
         "the code lets {name} in once, until {}",
@@ -174,4 +195,40 @@ fn check_names(config: &Config) -> Outcome {
 fn restrict(dir: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use nexus_runtime::clock::Clock;
+
+    use super::*;
+    use crate::testing::configure;
+
+    #[test]
+    fn an_authority_that_cannot_be_used_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = configure(dir.path(), &[]);
+        let now = Clock::system().now();
+        init(&config, now).unwrap();
+        let folder = Folder::new(&config.state_dir);
+        let instance = instance_of(&folder, &config).unwrap();
+        let open = || open_authority(&folder, &instance, now).map_err(|fault| fault.to_string());
+        let files = folder.authority();
+
+        let key = files.join(ROOT_KEY);
+        let allow = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        allow(0o644);
+        let error = open().unwrap_err();
+        assert!(error.contains("root.key has mode 0644"), "{error}");
+        allow(0o600);
+        assert!(open().is_ok());
+        fs::rename(&key, dir.path().join("safe")).unwrap();
+        assert!(open().is_ok(), "the root's key may be kept elsewhere");
+
+        fs::write(files.join("root.pem"), "rubbish").unwrap();
+        let error = open().unwrap_err();
+        assert!(error.contains(&*files.to_string_lossy()), "{error}");
+    }
 }

@@ -161,6 +161,15 @@ impl NewFolder {
 
 /// Reads a file with a key in it.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_all(open_private(path)?, path)
+}
+
+/// Checks a file with a key in it without reading it.
+pub fn check_private(path: &Path) -> Result<(), FileError> {
+    open_private(path).map(drop)
+}
+
+fn open_private(path: &Path) -> Result<File, FileError> {
     let (file, metadata) = open(path)?;
     let mode = permissions(&metadata);
     if mode & 0o077 != 0 {
@@ -170,7 +179,7 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
         });
     }
     check_owner(path, &metadata)?;
-    read_all(file, path)
+    Ok(file)
 }
 
 /// Reads a file that decides whom to trust: nobody else may write it, or put another in its place.

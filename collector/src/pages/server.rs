@@ -26,6 +26,8 @@ use super::{
 pub(crate) trait Source: Send + Sync + 'static {
     /// Every enrolled node with its newest report.
     fn nodes(&self) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>>;
+    /// How many shards there are.
+    fn shards(&self) -> u16;
     /// Brings measured levels up to date before they are shown.
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
     /// Why this collector cannot serve now; `None` when it can.
@@ -33,6 +35,9 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// The time.
     fn now(&self) -> Timestamp;
 }
+
+/// For people.
+const PAGES: &str = "/metrics, /metrics/nodes, /healthz and /readyz";
 
 struct Pages<S> {
     source: S,
@@ -57,6 +62,15 @@ fn router<S: Source>(source: S, registry: Registry) -> Router {
         .route("/metrics/nodes", get(nodes::<S>))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready::<S>))
+        .fallback(async || {
+            (
+                StatusCode::NOT_FOUND,
+                format!("there is no such page: {PAGES}\n"),
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            (StatusCode::METHOD_NOT_ALLOWED, "pages are read with GET\n")
+        })
         .with_state(Arc::new(Pages { source, registry }))
 }
 
@@ -86,6 +100,11 @@ async fn nodes<S: Source>(
         Ok(asked) => asked,
         Err(why) => return (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
     };
+    if let Some(shard) = asked.shard.filter(|shard| *shard >= pages.source.shards()) {
+        let count = pages.source.shards();
+        let why = format!("there is no shard {shard}, there are {count}, from 0 on\n");
+        return (StatusCode::NOT_FOUND, why).into_response();
+    }
     let reports = match pages.source.nodes().await {
         Ok(reports) => reports,
         Err(why) => return failed(&why),
@@ -157,6 +176,59 @@ impl Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A source of two shards and no nodes.
+    struct Empty;
+
+    impl Source for Empty {
+        fn nodes(
+            &self,
+        ) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+
+        fn shards(&self) -> u16 {
+            2
+        }
+
+        fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            Box::pin(async {})
+        }
+
+        fn not_ready(&self) -> Option<String> {
+            None
+        }
+
+        fn now(&self) -> Timestamp {
+            Timestamp(1)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_said_in_words() {
+        use tower_service::Service as _;
+
+        for (method, page, status, said) in [
+            ("GET", "/metrics/nodes?shard=1", 200, "# EOF"),
+            ("GET", "/metrics/nodes?shard=2", 404, "there is no shard 2"),
+            ("GET", "/metrics/nodes?shard=x", 400, "`x` is no shard"),
+            ("GET", "/metric", 404, "there is no such page"),
+            ("POST", "/metrics", 405, "are read with GET"),
+        ] {
+            let request = axum::http::Request::builder()
+                .method(method)
+                .uri(page)
+                .header(header::ACCEPT, "application/openmetrics-text")
+                .body(Body::empty())
+                .unwrap();
+            let answer = router(Empty, Registry::default()).call(request).await;
+            let answer = answer.unwrap();
+            assert_eq!(answer.status(), status, "{method} {page}");
+            let body = axum::body::to_bytes(answer.into_body(), 4096).await;
+            let text = String::from_utf8(body.unwrap().to_vec()).unwrap();
+            assert!(text.contains(said), "{method} {page}: {text}");
+        }
+    }
 
     #[test]
     fn reads_what_is_asked() {

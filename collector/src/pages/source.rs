@@ -63,6 +63,10 @@ impl Source for Pages {
         })
     }
 
+    fn shards(&self) -> u16 {
+        self.store.shards()
+    }
+
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
             let count = |store: &Store| store.nodes(None).map(|rows| rows.len());
