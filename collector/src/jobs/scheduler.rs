@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     pages::metrics::{ByState, Metrics},
-    sessions::registry::Registry,
+    sessions::registry::{Registry, Session},
 };
 
 /// Hints that come in a burst are taken together.
@@ -65,6 +65,9 @@ pub(crate) enum SchedulerError {
         #[source]
         source: MerkleError,
     },
+    /// Runs that are not there though they were made.
+    #[error("the job {0} has fewer runs than targets")]
+    Runs(JobId),
     /// A job's row that does not verify.
     #[error("a stored job")]
     Signed(#[from] SignedJobError),
@@ -90,6 +93,26 @@ enum Look {
     Known,
     /// Every job there is, by its row.
     Everything,
+}
+
+/// What one shard is to write, and what is to be sent once the entry in the same place is in force.
+#[derive(Default)]
+struct Batch {
+    entries: Vec<Entry>,
+    sends: Vec<Option<Dispatch>>,
+}
+
+/// A dispatch that took of a session's credit.
+struct Dispatch {
+    action: Action,
+    live: Arc<Session>,
+}
+
+impl Dispatch {
+    /// It is not sent after all: nothing of its kind would be if the credit were gone each time a disk is full.
+    fn give_back(&self) {
+        self.live.add_dispatches(1);
+    }
 }
 
 /// One job that has not ended.
@@ -176,19 +199,24 @@ impl Scheduler {
         if look != Look::Hinted {
             ids.extend(jobs.keys());
         }
+        let mut failure = None;
         for id in ids {
-            let ended = match jobs.get_mut(&id) {
-                Some(active) => self.drive(active).await?,
-                None => false,
+            let Some(active) = jobs.get_mut(&id) else {
+                continue;
             };
-            if ended {
-                jobs.remove(&id);
+            match self.drive(active).await {
+                Ok(true) => {
+                    jobs.remove(&id);
+                }
+                Ok(false) => {}
+                // One that cannot be driven does not keep the others.
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
         self.metrics
             .jobs_active
             .set(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     /// Takes a row's newest state over. A row that cannot be read is left alone: it would not become better.
@@ -214,11 +242,15 @@ impl Scheduler {
 
     /// Does what is to be done about one job now; `true` once it has ended.
     async fn drive(&self, active: &mut Active) -> Result<bool, SchedulerError> {
+        let mut planned = false;
         loop {
             let job = active.row.id;
             let rows = self.read("runs", move |store| store.runs(job)).await?;
             let now = self.clock.now();
             if rows.len() < active.tree.targets().len() {
+                if std::mem::replace(&mut planned, true) {
+                    return Err(SchedulerError::Runs(job));
+                }
                 let nodes: Vec<NodeId> = active.tree.targets().iter().map(|t| t.node).collect();
                 submit::plan(&self.store, job, &nodes, &active.row.targets, now).await?;
                 continue;
@@ -253,14 +285,13 @@ impl Scheduler {
         actions: Vec<Action>,
         now: Timestamp,
     ) -> Result<bool, SchedulerError> {
-        let mut entries: BTreeMap<u16, Vec<Entry>> = BTreeMap::new();
-        let mut sends = Vec::new();
+        let mut shards: BTreeMap<u16, Batch> = BTreeMap::new();
+        let mut stops = Vec::new();
         let mut settled = false;
-        let mut put = |node: NodeId, entry: Entry| {
-            entries
-                .entry(self.store.shard_of(node))
-                .or_default()
-                .push(entry);
+        let mut put = |node: NodeId, entry: Entry, send: Option<Dispatch>| {
+            let batch = shards.entry(self.store.shard_of(node)).or_default();
+            batch.entries.push(entry);
+            batch.sends.push(send);
         };
         for action in actions {
             match action {
@@ -272,15 +303,16 @@ impl Scheduler {
                     if !live.take_dispatch() {
                         continue;
                     }
-                    put(node, dispatched(active.row.id, node, session, now));
-                    sends.push(action);
+                    let entry = dispatched(active.row.id, node, session, now);
+                    put(node, entry, Some(Dispatch { action, live }));
                 }
-                Action::Stop(..) => sends.push(action),
+                Action::Stop(..) => stops.push(action),
                 Action::Cancel(node) => {
                     let reason = active.row.cancelled.clone().unwrap_or_default();
                     put(
                         node,
                         self.settled(active, node, RunState::Cancelled, reason, now),
+                        None,
                     );
                     settled = true;
                 }
@@ -290,6 +322,7 @@ impl Scheduler {
                     put(
                         node,
                         self.settled(active, node, RunState::Expired, reason, now),
+                        None,
                     );
                     settled = true;
                 }
@@ -298,20 +331,41 @@ impl Scheduler {
                     put(
                         node,
                         self.settled(active, node, RunState::Lost, reason, now),
+                        None,
                     );
                     settled = true;
                 }
                 Action::End => {}
             }
         }
-        let appends = entries
-            .into_iter()
-            .map(|(shard, entries)| self.store.append(shard, entries));
-        futures_util::future::try_join_all(appends).await?;
-        for action in sends {
+        let appends = shards.into_iter().map(|(shard, batch)| async move {
+            let outcomes = self.store.append(shard, batch.entries).await;
+            (batch.sends, outcomes)
+        });
+        let mut failure = None;
+        for (sends, outcomes) in futures_util::future::join_all(appends).await {
+            match outcomes {
+                Ok(outcomes) => {
+                    for (send, outcome) in sends.into_iter().zip(outcomes) {
+                        match send {
+                            // Its node has ended it meanwhile.
+                            Some(send) if outcome.refusal().is_some() => send.give_back(),
+                            Some(send) => self.send(active, &send.action),
+                            None => {}
+                        }
+                    }
+                }
+                // What of it is in the log is in force later, and is sent then as what got lost on its way.
+                Err(error) => {
+                    sends.iter().flatten().for_each(Dispatch::give_back);
+                    failure = failure.or(Some(error));
+                }
+            }
+        }
+        for action in stops {
             self.send(active, &action);
         }
-        Ok(settled)
+        failure.map_or(Ok(settled), |error| Err(error.into()))
     }
 
     fn send(&self, active: &mut Active, action: &Action) {
@@ -477,5 +531,46 @@ impl Active {
             attempt: 0,
             proof: Some(proof),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Collector, until, welcomed};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_dispatch_that_cannot_be_recorded_costs_no_credit() {
+        let collector = Collector::start();
+        let mut admin = collector.log_in().await;
+        let token = admin.token(1).await;
+        let mut agent = collector.enrol(&token, "web-1").await.unwrap();
+        let mut link = agent.connect(&collector).await;
+        welcomed(&mut link).await;
+        let session = collector.registry.get(agent.node).unwrap();
+        while session.take_dispatch() {}
+        let job = admin.job(&[&agent], Duration::from_secs(60));
+        admin.client.submit_job(job).await.unwrap();
+        let scheduler = Scheduler {
+            store: collector.store.clone(),
+            registry: Arc::clone(&collector.registry),
+            hints: Arc::default(),
+            clock: collector.clock.clone(),
+            metrics: Metrics::default(),
+            tasks: Tasks::new(),
+            grace: Duration::from_secs(1),
+        };
+        let mut jobs = BTreeMap::new();
+        let look = Look::Everything;
+        let pass = scheduler.pass(&mut jobs, BTreeSet::new(), look).await;
+        assert!(pass.is_ok() && jobs.len() == 1);
+
+        // Nothing can be written any more, and only now there is credit.
+        collector.store.close();
+        session.add_dispatches(1);
+        let pass = scheduler.pass(&mut jobs, BTreeSet::new(), look).await;
+        assert!(matches!(pass, Err(SchedulerError::Store(_))), "{pass:?}");
+        // The collector's own scheduler may be trying at this moment.
+        until("the credit is back", || session.takes_dispatch()).await;
     }
 }

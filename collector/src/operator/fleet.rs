@@ -1,6 +1,6 @@
 //! What operators ask about nodes: lists, labels, SQL.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use nexus_proto::{
     agent::v1::{LabelsUpdate, collector_frame::Kind},
@@ -43,6 +43,9 @@ const NODE_FIELDS: &[&str] = &[
 const NODES_A_MESSAGE: usize = 200;
 /// Rows of one message.
 const ROWS_A_MESSAGE: usize = 500;
+/// A reader that takes no message of a query's answer for this long has gone away: a query holds one of few places,
+/// and what it reads cannot be cleared away meanwhile.
+const STALLED: Duration = Duration::from_secs(60);
 
 impl Operators {
     /// Nodes that match, by name, in messages of bounded size.
@@ -177,7 +180,7 @@ impl Operators {
         }
         let timeout = match request.timeout_ms {
             0 => self.query_timeout,
-            ms => std::time::Duration::from_millis(ms).min(self.query_timeout),
+            ms => Duration::from_millis(ms).min(self.query_timeout),
         };
         let limit = match usize::try_from(request.limit).unwrap_or(usize::MAX) {
             0 => self.query_rows,
@@ -265,13 +268,22 @@ pub(crate) async fn send_rows(
         };
         let mut batch = batch.into_iter().map(row_to_wire).peekable();
         while batch.peek().is_some() {
-            let rows = batch.by_ref().take(ROWS_A_MESSAGE).collect();
             let message = QueryResponse {
-                rows,
+                rows: batch.by_ref().take(ROWS_A_MESSAGE).collect(),
                 ..QueryResponse::default()
             };
-            if out.send(Ok(message)).await.is_err() {
-                return;
+            match tokio::time::timeout(STALLED, out.send(Ok(message))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    drop(rows);
+                    let status = Status::deadline_exceeded(
+                        "query: its answer was not read, so it was ended before its last row",
+                    );
+                    // Whoever reads on learns that this is not all.
+                    let _gone = out.send(Err(status)).await;
+                    return;
+                }
             }
         }
     }

@@ -19,7 +19,7 @@ use nexus_proto::{
 };
 use nexus_runtime::tasks::Tasks;
 use nexus_store::{JobRow, OutputRow, RunRow, Store};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Status};
 
 use super::status::{failed, of_store};
@@ -115,6 +115,7 @@ impl Watch {
         loop {
             // Marked before reading: what changes while we read is seen in the next round.
             changes.borrow_and_update();
+            let start = Instant::now();
             let job = self.job;
             let (row, mut runs) =
                 crate::reads::read(&self.tasks, &self.store, "runs", move |store| {
@@ -122,6 +123,7 @@ impl Watch {
                 })
                 .await
                 .map_err(|error| of_store("watch the job", &error))?;
+            let took = start.elapsed();
             if let Some(node) = self.node {
                 runs.retain(|run| run.node == node);
             }
@@ -150,7 +152,8 @@ impl Watch {
                 () = out.closed() => return Err(Stop::Gone),
                 _ = tokio::time::timeout(LOOK_AGAIN, changes.changed()) => {}
             }
-            tokio::time::sleep(GATHER).await;
+            // Large jobs are looked at less often than small ones.
+            tokio::time::sleep(took.clamp(GATHER, LOOK_AGAIN)).await;
         }
     }
 

@@ -28,6 +28,8 @@ use crate::pages::metrics::{ByReason, ByTransport};
 pub(crate) const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// Frames that wait for the stream.
 pub(crate) const FRAMES: usize = 4;
+/// How often it is tried to write down that a session ended.
+const END_AGAIN: Duration = Duration::from_secs(5);
 /// A refused agent comes back after this.
 const RETRY_LATER: Duration = Duration::from_secs(60);
 
@@ -129,10 +131,25 @@ pub(crate) async fn run(
         reason: reason.clone(),
         time_ms: sessions.clock.now().as_ms(),
     };
-    if let Err(error) = sessions.store.append_for(session.node, closed).await {
-        tracing::warn!(node = %session.node, error = %errors::chain(&error), "the end of a session could not be kept");
-    }
+    record_end(&sessions, &session, closed).await;
     tracing::info!(node = %session.node, session = %session.id, reason, "session ended");
+}
+
+/// Until it is written: a node would be shown as connected for good if its session ended while the disk was full.
+async fn record_end(sessions: &Sessions, session: &Session, closed: SessionClosed) {
+    let stop = sessions.tasks.token();
+    while let Err(error) = sessions
+        .store
+        .append_for(session.node, closed.clone())
+        .await
+    {
+        tracing::debug!(node = %session.node, error = %errors::chain(&error), "the end of a session could not be kept yet");
+        tokio::select! {
+            // The next start ends all sessions there were.
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(END_AGAIN) => {}
+        }
+    }
 }
 
 struct Opened {
@@ -213,7 +230,6 @@ async fn open(
         }
     };
     let id = SessionId::random();
-    record(sessions, remote, &hello, id, release).await?;
     let (session, frames) = Session::new(Opening {
         id,
         node,
@@ -227,7 +243,13 @@ async fn open(
     });
     let labels = row.labels.into_iter().collect();
     let welcome = welcome(sessions, &session, &hello, labels)?;
+    // Last of what can fail: a session that is recorded as open is one.
+    record(sessions, remote, &hello, id, release).await?;
     sessions.registry.insert(Arc::clone(&session));
+    if sessions.tasks.is_shutting_down() {
+        // All sessions were told while this one was on its way.
+        session.end(crate::collector::shutdown_end());
+    }
     Ok(Opened {
         session,
         frames,
@@ -452,12 +474,13 @@ fn take(
             Ok(())
         }
         Some(wire::agent_frame::Kind::Health(health)) => {
-            if health.trouble.is_empty() {
+            if !session.set_trouble(&health.trouble) {
+                tracing::debug!(node = %session.node, "the agent says of its trouble what it said before");
+            } else if health.trouble.is_empty() {
                 tracing::info!(node = %session.node, "the agent is out of trouble");
             } else {
                 tracing::warn!(node = %session.node, trouble = health.trouble, "the agent is in trouble");
             }
-            session.set_trouble(&health.trouble);
             Ok(())
         }
         Some(wire::agent_frame::Kind::Hello(_)) => Err("a session has one Hello"),

@@ -100,17 +100,28 @@ impl Session {
         trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The agent said so.
-    pub(crate) fn set_trouble(&self, text: &str) {
+    /// The agent said so; whether it says anything else than before.
+    pub(crate) fn set_trouble(&self, text: &str) -> bool {
+        let text: String = text.chars().take(limits::REASON_BYTES / 4).collect();
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        *trouble = text.chars().take(limits::REASON_BYTES / 4).collect();
+        let changed = *trouble != text;
+        *trouble = text;
+        changed
     }
 
-    /// Queues a frame; `false` when the agent does not read, and so will have to come back.
+    /// Queues a frame; `false` when the agent does not read, and so has to come back: what it missed is told to its
+    /// next session.
     pub(crate) fn send(&self, kind: wire::collector_frame::Kind) -> bool {
-        self.outbox
-            .try_send(wire::CollectorFrame { kind: Some(kind) })
-            .is_ok()
+        let frame = wire::CollectorFrame { kind: Some(kind) };
+        let queued = self.outbox.try_send(frame).is_ok();
+        if !queued {
+            self.end(End {
+                reason: wire::GoodbyeReason::Overload,
+                message: "the agent does not read what it is sent".to_owned(),
+                retry_after: Duration::ZERO,
+            });
+        }
+        queued
     }
 
     /// Ends it; the first reason counts.
@@ -303,8 +314,8 @@ mod tests {
 
     use super::*;
 
-    fn session(node: NodeId) -> Arc<Session> {
-        Session::new(Opening {
+    fn opening(node: NodeId) -> Opening {
+        Opening {
             id: SessionId::random(),
             node,
             incarnation: Incarnation::random(),
@@ -319,8 +330,11 @@ mod tests {
             ),
             certificate_expires: Timestamp(1),
             dispatch_credit: 1,
-        })
-        .0
+        }
+    }
+
+    fn session(node: NodeId) -> Arc<Session> {
+        Session::new(opening(node)).0
     }
 
     #[tokio::test]
@@ -338,6 +352,21 @@ mod tests {
         assert_eq!(registry.get(node).unwrap().id, new.id);
         assert!(registry.remove(&new));
         assert!(registry.get(node).is_none());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_has_to_come_back() {
+        let (session, frames) = Session::new(opening(NodeId::random()));
+        let cancel = || wire::collector_frame::Kind::Cancel(wire::Cancel::default());
+        for _ in 0..OUTBOX_FRAMES {
+            assert!(session.send(cancel()));
+        }
+        assert!(!session.send(cancel()));
+        assert_eq!(
+            session.end_asked().await.reason,
+            wire::GoodbyeReason::Overload
+        );
+        drop(frames);
     }
 
     #[test]
