@@ -114,13 +114,13 @@ impl Shard {
             if record.seq <= last {
                 continue;
             }
-            last = record.seq;
             new += 1;
             if singly {
-                self.record_singly(db, at, records, record)?;
+                self.record_singly(db, at, records, (last, record))?;
             } else {
-                self.record(db, at, records, record)?;
+                self.record(db, at, records, (last, record))?;
             }
+            last = record.seq;
         }
         if last > before {
             set_cursor(
@@ -141,11 +141,11 @@ impl Shard {
         db: &Connection,
         at: (i64, Timestamp),
         of: &Records,
-        record: &Record,
+        (last, record): (u64, &Record),
     ) -> Result<(), StoreError> {
         db.execute_batch("SAVEPOINT record")?;
         let staged = self.metrics.staged();
-        match self.record(db, at, of, record) {
+        match self.record(db, at, of, (last, record)) {
             Err(error) if !is_fatal(&error) => {
                 db.execute_batch("ROLLBACK TO record")?;
                 self.metrics.unstage(staged);
@@ -158,12 +158,13 @@ impl Shard {
         Ok(())
     }
 
+    /// `last`: the seq before this record's.
     fn record(
         &mut self,
         db: &Connection,
         (index, time): (i64, Timestamp),
         of: &Records,
-        record: &Record,
+        (last, record): (u64, &Record),
     ) -> Result<(), StoreError> {
         let node = of.node;
         let ours = match &record.body {
@@ -190,6 +191,8 @@ impl Shard {
                 runs::finished(db, node, finished)?
             }
             Body::Gap(gap) => {
+                // A node that lost its cursor does not know what came through of what it lost.
+                let first_seq = gap.first_seq.max(last.saturating_add(1));
                 db.prepare_cached(
                     "INSERT INTO gaps (node, incarnation, lane, first_seq, last_seq, reason, time_ms)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -198,7 +201,7 @@ impl Shard {
                     node.as_bytes(),
                     of.incarnation.as_bytes(),
                     i32::from(of.lane.to_wire()),
-                    i64::try_from(gap.first_seq).unwrap_or(i64::MAX),
+                    i64::try_from(first_seq).unwrap_or(i64::MAX),
                     i64::try_from(gap.last_seq).unwrap_or(i64::MAX),
                     gap.reason,
                     time.as_ms()

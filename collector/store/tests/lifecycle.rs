@@ -21,7 +21,7 @@ use nexus_proto::{
 };
 use nexus_runtime::clock::Clock;
 use nexus_store::{
-    Layout, RunState, Store, StoreError,
+    Layout, QueryOptions, RunState, Store, StoreError, Value,
     entry::{
         ControlEntry, JobCreated, NodeEnrolled, Outcome, Records, RunDispatched, RunSettled,
         RunsPlanned, SessionOpened, TokenCreated, TokenUsed,
@@ -227,6 +227,37 @@ async fn a_node_connects_and_reports_once() {
     let then = world.store.nodes(Some(Timestamp(2_150_000))).unwrap();
     assert_eq!(then[0].state, "connected");
     assert!(world.store.nodes(Some(Timestamp(1))).unwrap().is_empty());
+}
+
+/// What is missing is what neither came before nor stands in the gap's own record.
+#[tokio::test]
+async fn a_gap_begins_where_the_records_end() {
+    let world = World::new().await;
+    let gap = |first_seq, last_seq| {
+        let reason = "unclean_start".into();
+        Body::Gap(Gap {
+            first_seq,
+            last_seq,
+            reason,
+        })
+    };
+    for records in [
+        vec![record(1, packages(&["a"])), record(2, packages(&["b"]))],
+        vec![record(1024, gap(1, 1024)), record(1025, packages(&["a"]))],
+        vec![record(2048, gap(1030, 2048))],
+    ] {
+        world.report(Lane::Inventory, records).await;
+    }
+    let sql = "SELECT first_seq, last_seq FROM gaps ORDER BY first_seq";
+    let mut rows = world
+        .store
+        .query(sql, QueryOptions::default())
+        .await
+        .unwrap();
+    let found = rows.next().await.unwrap().unwrap();
+    let expected = [[3, 1024], [1030, 2048]];
+    assert_eq!(found, expected.map(|row| row.map(Value::Integer).to_vec()));
+    world.same_when_rebuilt().await;
 }
 
 #[tokio::test]

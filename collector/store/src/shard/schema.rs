@@ -64,8 +64,15 @@ CREATE TABLE chunks (
 CREATE INDEX chunks_by_node ON chunks (node, to_ms);
 ";
 
-/// What counts records was not there from the beginning. Emptied projections are made anew from the log.
+/// What counts records was not there from the beginning.
 fn second() -> String {
+    let empty = emptied();
+    format!("ALTER TABLE cursors ADD COLUMN records INTEGER NOT NULL DEFAULT 0;{empty}")
+}
+
+/// Emptied projections are made anew from the log. This is a step of its own where what is applied has changed and
+/// the tables have not: third, gaps end where records begin.
+fn emptied() -> String {
     let tables = [
         "meta",
         "nodes",
@@ -81,10 +88,9 @@ fn second() -> String {
     ];
     let tables = tables.map(str::to_owned);
     let tables = tables.into_iter().chain(SCHEMA.iter().map(table_of));
-    let empty: String = tables
+    tables
         .map(|table| format!("DELETE FROM {table};"))
-        .collect();
-    format!("ALTER TABLE cursors ADD COLUMN records INTEGER NOT NULL DEFAULT 0;{empty}")
+        .collect()
 }
 
 /// The table of a kind of inventory.
@@ -114,6 +120,6 @@ pub(super) fn format() -> Format {
         name: "file of projections of a shard",
         application: 0x4e58_5348,
         durable: false,
-        steps: vec![first, second()],
+        steps: vec![first, second(), emptied()],
     }
 }
