@@ -2,7 +2,8 @@
 //!
 //! Shutdown: the ports take nothing new, every session is told to come back, what is under way is committed
 //! and acknowledged, then the store closes. What is left after the deadline is named and abandoned; nothing
-//! of it was acknowledged. A second signal ends the process at once.
+//! of it was acknowledged, and a store on a disk that hangs is left to the next start. A second signal ends
+//! the process at once.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -52,6 +53,9 @@ const RETRY_AFTER_SHUTDOWN: Duration = Duration::from_secs(1);
 /// How often the end of the audit chain is noted in the control log.
 const AUDIT_HEAD: Duration = Duration::from_secs(60);
 
+/// What the store gets to close when draining took all the time there was.
+const CLOSE: Duration = Duration::from_secs(1);
+
 /// Refused certificates that wait to be noted.
 const REFUSED: usize = 256;
 
@@ -97,7 +101,10 @@ async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -
         Ok(registry) => {
             tasks.shutdown_begun().await;
             notify(&[sd_notify::NotifyState::Stopping]);
+            let end = clock.instant() + config.shutdown_timeout;
             drain(&registry, &tasks, config.shutdown_timeout).await;
+            let left = end.saturating_duration_since(clock.instant());
+            close(store, &tasks, left.max(CLOSE)).await;
         }
         Err(fault) => {
             tasks.shutdown(Duration::from_secs(1)).await;
@@ -105,8 +112,6 @@ async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -
             return Err(fault);
         }
     }
-    note_audit_head(&store).await;
-    store.close();
     match tasks.failure() {
         Some(failure) => Err(Fault::new("serve", failure)),
         None => {
@@ -419,6 +424,22 @@ async fn keep_audit_head(tasks: Tasks, store: Store) {
 async fn note_audit_head(store: &Store) {
     if let Err(error) = store.note_audit_head().await {
         tracing::debug!(error = %errors::chain(&error), "the end of the audit chain could not be noted");
+    }
+}
+
+/// What was taken is written and the files are put in order. A disk that hangs does not keep the process: the next
+/// start does from the log what was left undone.
+async fn close(store: Store, tasks: &Tasks, deadline: Duration) {
+    // A task of its own, which goes on when nobody waits for it any more: who drops a store closes it.
+    let within = tasks.clone();
+    let closing = tasks.spawn("close the store", async move {
+        note_audit_head(&store).await;
+        within
+            .spawn_blocking("close the store", move || store.close())
+            .await
+    });
+    if tokio::time::timeout(deadline, closing).await.is_err() {
+        tracing::warn!("the store was not closed by the deadline; the next start takes longer");
     }
 }
 
