@@ -2,17 +2,29 @@
 
 // `cfg(test)` tells the lints that helpers in there are test code too.
 #[cfg(test)]
+#[path = "interop/agent_disk.rs"]
+mod agent_disk;
+#[cfg(test)]
 #[path = "interop/cable.rs"]
 mod cable;
 #[cfg(test)]
 #[path = "interop/clock.rs"]
 mod clock;
 #[cfg(test)]
+#[path = "interop/damage.rs"]
+mod damage;
+#[cfg(test)]
 #[path = "interop/disk.rs"]
 mod disk;
 #[cfg(test)]
+#[path = "interop/expiry.rs"]
+mod expiry;
+#[cfg(test)]
 #[path = "interop/failing_disk.rs"]
 mod failing_disk;
+#[cfg(test)]
+#[path = "interop/fake_clock.rs"]
+mod fake_clock;
 #[cfg(test)]
 #[path = "interop/interference.rs"]
 mod interference;
@@ -37,6 +49,9 @@ mod powercut;
 #[cfg(test)]
 #[path = "interop/prometheus.rs"]
 mod prometheus;
+#[cfg(test)]
+#[path = "interop/shutdown.rs"]
+mod shutdown;
 #[cfg(test)]
 #[path = "interop/sqlite.rs"]
 mod sqlite;

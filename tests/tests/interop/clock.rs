@@ -1,6 +1,6 @@
 //! Time that passes, and clocks that are set: made with the faketime program and its library.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{fs, process::Stdio};
 
 use nexus_tests::{
     agent::Agent,
@@ -8,6 +8,8 @@ use nexus_tests::{
     poll, process,
     programs::Programs,
 };
+
+use super::fake_clock::FakeClock;
 
 /// Longer than every certificate of a demo lives, shorter than a late renewal may come.
 const AGO: &str = "-2d";
@@ -37,29 +39,18 @@ async fn a_demo_that_lay_for_two_days_is_used_again() {
 }
 
 /// An agent whose wall clock can be set while it runs.
-fn with_own_clock(fleet: &Fleet, clock: &Path) -> Agent {
-    let listed = std::process::Command::new("dpkg")
-        .args(["-L", "libfaketime"])
-        .output()
-        .unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    let library = listed
-        .lines()
-        .find(|line| line.ends_with("libfaketime.so.1"))
-        .unwrap();
-    fs::write(clock, "+0").unwrap();
-    Agent::new(fleet.dir(), "alpha", &["interval=1s"])
-        .env("LD_PRELOAD", library)
-        .env("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
-        .env("FAKETIME_NO_CACHE", "1")
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+pub(super) fn going_by(fleet: &Fleet, clock: &FakeClock, name: &str) -> Agent {
+    let agent = Agent::new(fleet.dir(), name, &["interval=1s"]);
+    let env = clock.env();
+    env.iter()
+        .fold(agent, |agent, (name, value)| agent.env(name, value))
 }
 
 #[tokio::test]
 async fn at_half_of_its_life_a_certificate_is_renewed_without_a_break() {
     let mut fleet = Fleet::new(&[]).await.unwrap();
-    let clock = fleet.dir().join("clock");
-    let agent = with_own_clock(&fleet, &clock);
+    let clock = FakeClock::in_folder(fleet.dir());
+    let agent = going_by(&fleet, &clock, "alpha");
     fleet.join(agent).await.unwrap();
     fleet.connected("alpha").await.unwrap();
     let identity = fleet.agents[0].dir().join("identity/identity.pem");
@@ -77,7 +68,7 @@ async fn at_half_of_its_life_a_certificate_is_renewed_without_a_break() {
             })
             .await
             .unwrap();
-        fs::write(&clock, "+13h").unwrap();
+        clock.set("+13h");
         // A step of the clock is noticed within a minute.
         poll::until("another certificate", 2 * SOON, || {
             let renewed = fs::read(&identity).unwrap() != before;
@@ -111,12 +102,12 @@ async fn at_half_of_its_life_a_certificate_is_renewed_without_a_break() {
 #[tokio::test]
 async fn a_session_survives_a_clock_that_jumps_and_a_new_one_says_by_how_much() {
     let mut fleet = Fleet::new(&[]).await.unwrap();
-    let clock = fleet.dir().join("clock");
-    let agent = with_own_clock(&fleet, &clock);
+    let clock = FakeClock::in_folder(fleet.dir());
+    let agent = going_by(&fleet, &clock, "alpha");
     fleet.join(agent).await.unwrap();
     fleet.connected("alpha").await.unwrap();
     for jump in ["+25h", "-25h"] {
-        fs::write(&clock, jump).unwrap();
+        clock.set(jump);
         let lane = "SELECT seq FROM lanes WHERE lane = 'metrics'";
         let before = fleet.query(lane).await.unwrap()[0]["seq"].as_u64().unwrap();
         fleet
@@ -143,7 +134,7 @@ async fn a_session_survives_a_clock_that_jumps_and_a_new_one_says_by_how_much() 
     })
     .await
     .unwrap();
-    fs::write(&clock, "+0").unwrap();
+    clock.set("+0");
     fleet.connected("alpha").await.unwrap();
     let (said, _) = fleet.job(&["--all"], &["true"]).await.unwrap();
     assert_eq!(said.code, 0, "{said:?}");
