@@ -5,9 +5,11 @@
 //! since it must count as known to them, and so is what others could have written where it decides whom to trust.
 
 use std::{
-    fs::{self, DirBuilder, File, Metadata, OpenOptions},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -76,15 +78,27 @@ impl FileError {
     }
 }
 
-/// Makes a folder, and the ones above it, with mode 0700; an existing one is left as it is, and refused when others
-/// may write it.
+/// Makes a folder, and the ones above it, with mode 0700; an existing one is left as it is. When others may write it,
+/// it is closed to them if it is ours and nothing is in it yet, and refused otherwise.
 pub fn create_folder(dir: &Path) -> Result<(), FileError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
         .map_err(fail("make the folder", dir))?;
-    check_unwritable(dir, &fs::metadata(dir).map_err(fail("examine", dir))?)
+    let metadata = fs::metadata(dir).map_err(fail("examine", dir))?;
+    let refused = match check_unwritable(dir, &metadata) {
+        Ok(()) => return Ok(()),
+        Err(refused) => refused,
+    };
+    let empty = fs::read_dir(dir)
+        .map_err(fail("list", dir))?
+        .next()
+        .is_none();
+    if !empty || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(refused);
+    }
+    fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(fail("close to others", dir))
 }
 
 /// Replaces `dir/name` by `bytes` with mode 0600; after a crash either the old or the new file is there.
@@ -278,8 +292,6 @@ fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileErro
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -384,6 +396,10 @@ mod tests {
             Err(FileError::Writable { mode: 0o777, .. })
         ));
         assert!(create_folder(dir.path()).is_err());
+        // Where nothing is yet, nobody has put anything.
+        fs::remove_file(&path).unwrap();
+        create_folder(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o7777, 0o700);
     }
 
     #[test]
