@@ -204,29 +204,47 @@ async fn an_answer_that_ends_within_a_frame_fails_the_call_and_nothing_more() {
     );
 }
 
-/// Frames of all kinds, most of them whole, the stream cut anywhere.
-fn streams() -> impl Strategy<Value = (Vec<u8>, usize)> {
-    let frame = prop_oneof![
-        4 => Just(upload()),
-        4 => prop::collection::vec(any::<u8>(), 0..40).prop_map(|payload| {
-            [&[0, payload.len().try_into().unwrap()], payload.as_slice()].concat()
-        }),
-        4 => (0_u8..0x50, prop::collection::vec(any::<u8>(), 0..40)).prop_map(|(kind, payload)| {
-            [&[kind, payload.len().try_into().unwrap()], payload.as_slice()].concat()
-        }),
-        2 => prop::collection::vec(any::<u8>(), 0..60).prop_map(|section| {
-            [&[1, (section.len() + 2).try_into().unwrap(), 0, 0], section.as_slice()].concat()
-        }),
-        1 => prop::collection::vec(any::<u8>(), 1..10),
+/// What goes out on one connection.
+#[derive(Debug)]
+struct Sent {
+    /// On a unidirectional stream: control, push, QPACK encoder or decoder, or none of them.
+    aside: Vec<u8>,
+    /// Of a call.
+    call: Vec<u8>,
+    /// Bytes of it at a time.
+    piece: usize,
+}
+
+/// Frames of all kinds, most of them whole, each stream cut anywhere.
+fn sent() -> impl Strategy<Value = Sent> {
+    fn bytes(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(any::<u8>(), len)
+    }
+    fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
+        [&[kind, payload.len().try_into().unwrap()], payload].concat()
+    }
+    fn frames() -> impl Strategy<Value = Vec<u8>> {
+        let frame = prop_oneof![
+            4 => Just(upload()),
+            4 => bytes(0..40).prop_map(|payload| framed(0, &payload)),
+            4 => (0_u8..0x40, bytes(0..40)).prop_map(|(kind, payload)| framed(kind, &payload)),
+            2 => bytes(0..60).prop_map(|section| framed(1, &[&[0, 0], &section[..]].concat())),
+            1 => bytes(1..10),
+        ];
+        let frames = prop::collection::vec(frame, 0..5).prop_map(|frames| frames.concat());
+        (frames, any::<prop::sample::Index>()).prop_map(|(mut frames, end)| {
+            frames.truncate(end.index(frames.len() + 1));
+            frames
+        })
+    }
+    let begin = prop_oneof![Just(Vec::new()), Just(upload())];
+    let call = (begin, frames()).prop_map(|(begin, frames)| [begin, frames].concat());
+    let aside = prop_oneof![
+        2 => Just(Vec::new()),
+        1 => frames().prop_map(|frames| [&[0], &frames[..]].concat()),
+        1 => (0_u8..0x40, bytes(0..60)).prop_map(|(kind, rest)| [&[kind], &rest[..]].concat()),
     ];
-    let frames = prop::collection::vec(frame, 0..5).prop_map(|frames| frames.concat());
-    let begun = (any::<bool>(), frames, any::<prop::sample::Index>());
-    let begun = begun.prop_map(|(begun, frames, end)| {
-        let mut bytes = if begun { upload() } else { Vec::new() };
-        bytes.extend(&frames[..end.index(frames.len() + 1)]);
-        bytes
-    });
-    (begun, 1_usize..200)
+    (aside, call, 1_usize..200).prop_map(|(aside, call, piece)| Sent { aside, call, piece })
 }
 
 /// Panics would be swallowed by the tasks they end, and abort a released program.
@@ -255,11 +273,15 @@ fn nothing_a_stream_carries_makes_the_collector_panic() {
         ..Config::default()
     });
     runner
-        .run(&streams(), |(bytes, cut)| {
+        .run(&sent(), |Sent { aside, call, piece }| {
             runtime.block_on(async {
                 let connection = raw(&fleet, server.at).await;
                 let (mut send, mut recv) = connection.open_bi().await.unwrap();
-                for piece in bytes.chunks(cut) {
+                if !aside.is_empty() {
+                    let mut stream = connection.open_uni().await.unwrap();
+                    stream.write_all(&aside).await.unwrap();
+                }
+                for piece in call.chunks(piece) {
                     if send.write_all(piece).await.is_err() {
                         break;
                     }
