@@ -84,7 +84,6 @@ impl Seen {
     pub(crate) fn new(config: &Config, refused: &mpsc::Sender<Refused>) -> Self {
         let limits = |connections| Limits {
             connections,
-            connections_per_address: connections,
             handshakes: config.handshakes,
             drain: config.shutdown_timeout,
             ..Limits::default()

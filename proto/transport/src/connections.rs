@@ -24,13 +24,11 @@ use crate::{
     tune::Windows,
 };
 
-/// What a port takes. An address is one IPv4 address or one /64 of IPv6.
+/// What a port takes.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections in all.
     pub connections: usize,
-    /// Connections from one address; fleets behind one NAT need many.
-    pub connections_per_address: usize,
     /// Connections of one identity; a newer one ends the oldest.
     pub connections_per_identity: usize,
     /// Handshakes at the same time, of each transport. Once half are taken one address may have its
@@ -48,7 +46,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 20_000,
-            connections_per_address: 20_000,
             connections_per_identity: limits::CONNECTIONS_PER_AGENT,
             handshakes: 512,
             calls: limits::STREAMS,
@@ -124,7 +121,6 @@ struct Inner {
 struct Live {
     next: u64,
     total: usize,
-    by_origin: HashMap<IpAddr, usize>,
     // Ids rise with time: the first of a map is the oldest.
     by_identity: HashMap<SpiffeId, BTreeMap<u64, Arc<Cut>>>,
     anonymous: BTreeMap<u64, Anonymous>,
@@ -238,9 +234,9 @@ impl Connections {
     }
 
     /// A place for a connection whose certificate was admitted, if need be that of an older one of the same identity.
-    pub(crate) fn identified(&self, address: IpAddr, identity: &SpiffeId) -> Option<Slot> {
+    pub(crate) fn identified(&self, identity: &SpiffeId) -> Option<Slot> {
         let mut live = self.live();
-        let mut slot = self.slot(&mut live, address)?;
+        let mut slot = self.slot(&mut live)?;
         slot.identity = Some(identity.clone());
         let own = live.by_identity.entry(identity.clone()).or_default();
         own.insert(slot.id, Arc::clone(&slot.cut));
@@ -294,7 +290,7 @@ impl Connections {
                 self.0.counters.cut.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let slot = self.slot(&mut live, address);
+        let slot = self.slot(&mut live);
         if let Some(slot) = &slot {
             let one = Anonymous {
                 origin,
@@ -306,22 +302,16 @@ impl Connections {
         Ok(slot)
     }
 
-    fn slot(&self, live: &mut Live, address: IpAddr) -> Option<Slot> {
-        let origin = origin(address);
-        let of_origin = live.by_origin.get(&origin).copied().unwrap_or_default();
-        if live.total >= self.0.limits.connections
-            || of_origin >= self.0.limits.connections_per_address
-        {
+    fn slot(&self, live: &mut Live) -> Option<Slot> {
+        if live.total >= self.0.limits.connections {
             self.count_overload();
             return None;
         }
-        live.by_origin.insert(origin, of_origin + 1);
         live.total += 1;
         live.next += 1;
         Some(Slot {
             connections: self.clone(),
             id: live.next,
-            origin,
             identity: None,
             cut: Arc::default(),
         })
@@ -336,7 +326,6 @@ impl Connections {
 pub(crate) struct Slot {
     connections: Connections,
     id: u64,
-    origin: IpAddr,
     identity: Option<SpiffeId>,
     pub(crate) cut: Arc<Cut>,
 }
@@ -345,12 +334,6 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut live = self.connections.live();
         live.total = live.total.saturating_sub(1);
-        if let Some(count) = live.by_origin.get_mut(&self.origin) {
-            *count -= 1;
-            if *count == 0 {
-                live.by_origin.remove(&self.origin);
-            }
-        }
         match &self.identity {
             Some(identity) => {
                 if let Some(cuts) = live.by_identity.get_mut(identity) {

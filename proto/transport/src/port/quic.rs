@@ -93,8 +93,7 @@ async fn open(
     let now = serving.clock.now();
     match serving.admission.admit(&chain, &[Role::Agent], now) {
         Ok(identity) => {
-            let address = remote.ip();
-            let Some(slot) = serving.connections.identified(address, &identity.spiffe) else {
+            let Some(slot) = serving.connections.identified(&identity.spiffe) else {
                 connection.close(REFUSED.into(), b"too many connections");
                 return None;
             };

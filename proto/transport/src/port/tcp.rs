@@ -133,7 +133,7 @@ async fn open(
         }
     }
     let slot = match &peer.identity {
-        Some(identity) => connections.identified(remote.ip(), &identity.spiffe),
+        Some(identity) => connections.identified(&identity.spiffe),
         None => connections.anonymous(remote.ip()).await,
     };
     Some(Opened {
