@@ -218,3 +218,33 @@ fn bytes(dir: &Path) -> u64 {
         .filter_map(|entry| Some(entry.metadata().ok()?.len()))
         .sum()
 }
+
+/// Under the running agent and between two: what was in it is gone, what comes after it is not.
+#[tokio::test]
+async fn a_removed_spool_costs_what_was_in_it() {
+    let mut fleet = Fleet::with_agents(&["alpha"]).await.unwrap();
+    begun(&fleet, 1).await;
+    let spool = fleet.agents[0].dir().join("spool");
+    fs::remove_dir_all(&spool).unwrap();
+    let (said, document) = fleet.job(&["--all"], &["echo", "one"]).await.unwrap();
+    assert_eq!(said.code, 0, "{document}");
+    fleet.agents[0].kill().await.unwrap();
+    drop(fs::remove_dir_all(&spool));
+    fleet.agents[0].start().await.unwrap();
+    // The first that the new spool holds, under numbers the collector has not seen.
+    begun(&fleet, 2).await;
+    let (said, document) = fleet.job(&["--all"], &["echo", "two"]).await.unwrap();
+    assert_eq!(said.code, 0, "{document}");
+    let gaps = "SELECT lane FROM gaps WHERE reason = 'unclean_start'";
+    fleet
+        .eventually(gaps, |rows| rows.len() >= 3)
+        .await
+        .unwrap();
+    let readings = "SELECT count(*) AS n FROM metric_history
+        WHERE node = 'alpha' AND name = 'node_time_seconds'";
+    let before = number(&fleet.query(readings).await.unwrap()[0], "n");
+    fleet
+        .eventually(readings, |rows| number(&rows[0], "n") > before + 2)
+        .await
+        .unwrap();
+}

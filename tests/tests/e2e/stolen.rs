@@ -16,7 +16,11 @@ use nexus_proto::{
     time::Timestamp,
 };
 use nexus_runtime::clock::Clock;
-use nexus_tests::{fleet::Fleet, thief::Thief};
+use nexus_tests::{
+    fleet::{Fleet, SOON},
+    poll,
+    thief::Thief,
+};
 
 const TRUST_DOMAIN: &str = "nexus.internal";
 
@@ -329,4 +333,35 @@ async fn a_thief_cannot_make_itself_a_signer() {
     );
     // And the true operator's jobs run as before.
     scene.runs_a_good_job().await;
+}
+
+#[tokio::test]
+async fn more_jobs_than_an_agent_asked_for_end_the_session() {
+    let scene = Scene::new().await;
+    let targets = scene.targets();
+    // Held until then, so that none makes room for the next.
+    let later = Clock::system().now().after(Duration::from_secs(50));
+    let more = async {
+        for number in 0..100 {
+            let mut of = scene.job(&format!("early-{number}"), &targets);
+            of.not_before = later;
+            let envelope = job::sign(&scene.operator, &of).unwrap();
+            let dispatch = scene.dispatch(envelope, &targets);
+            if scene.thief.say(Kind::Dispatch(dispatch)).await.is_err() {
+                return;
+            }
+        }
+    };
+    more.await;
+    let agent = &scene.fleet.agents[0];
+    poll::until_ok("the end of the session", SOON, || {
+        let log = agent.log_text();
+        let said = log.contains("the collector sent a job that was not asked for");
+        std::future::ready(if said { Ok(()) } else { Err(log) })
+    })
+    .await
+    .unwrap();
+    let admitted = agent.log_text().matches("job admitted").count();
+    assert!((4..=8).contains(&admitted), "{admitted} were taken");
+    assert!(!agent.log_text().contains("as many as may be"));
 }

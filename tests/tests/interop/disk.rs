@@ -123,6 +123,14 @@ async fn an_agent_without_room_says_so_and_goes_on() {
     let state = document["runs"][0]["state"].as_str().unwrap().to_owned();
     let times = fs::read_to_string(&ran).unwrap_or_default().lines().count();
     assert_eq!(times, usize::from(state == "succeeded"), "{document}");
+    // It comes back all the same, over a new connection and after a crash.
+    fleet.collector.stop().await.unwrap();
+    fleet.collector.start().await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    fleet.agents[0].kill().await.unwrap();
+    fleet.in_state("alpha", "disconnected").await.unwrap();
+    fleet.agents[0].start().await.unwrap();
+    fleet.connected("alpha").await.unwrap();
     small.free();
     let sql = "SELECT message FROM events WHERE kind = 'spool_recovered'";
     let rows = fleet
