@@ -16,6 +16,8 @@ use nexus_proto::{ids::Lane, limits, time::Timestamp};
 pub(super) const HEADER_BYTES: u64 = 20;
 pub(super) const FRAME_BYTES: u64 = 24;
 const MAGIC: &[u8; 4] = b"NXSP";
+/// Bytes checked at most in search of a good record behind a bad one.
+const SEARCH_BYTES: usize = 64 * 1024 * 1024;
 const VERSION: u16 = 1;
 
 /// A record as it stands in a file.
@@ -162,6 +164,7 @@ fn readable_after(file: &File, bad: u64, end: u64) -> io::Result<bool> {
     let size = usize::try_from(end - bad).unwrap_or(usize::MAX);
     let mut tail = vec![0_u8; size];
     file.read_exact_at(&mut tail, bad)?;
+    let mut budget = SEARCH_BYTES;
     for start in 1..tail.len() {
         let Some((head, rest)) = tail.get(start..).and_then(<[u8]>::split_first_chunk::<8>) else {
             break;
@@ -173,10 +176,15 @@ fn readable_after(file: &File, bad: u64, end: u64) -> io::Result<bool> {
             continue;
         }
         let crc = u32::from_le_bytes([c0, c1, c2, c3]);
-        if rest
-            .get(..length + 16)
-            .is_some_and(|body| crc32c::crc32c(body) == crc)
-        {
+        let Some(body) = rest.get(..length + 16) else {
+            continue;
+        };
+        let Some(left) = budget.checked_sub(body.len()) else {
+            // Nobody can tell: what is taken for damage is kept.
+            return Ok(true);
+        };
+        budget = left;
+        if crc32c::crc32c(body) == crc {
             return Ok(true);
         }
     }

@@ -312,3 +312,19 @@ fn a_clock_that_went_back_costs_no_fresh_reports() {
         .unwrap();
     assert_eq!(gaps(&drain(&spool, Lane::Metrics, 0)), []);
 }
+
+/// Each place of the tail claims to be a record of a megabyte.
+#[test]
+fn a_tail_that_is_hard_to_read_costs_no_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = opened(dir.path(), 1 << 24);
+    spool.event(T, "kept", "").unwrap();
+    drop(spool);
+    let path = file(dir.path(), Lane::Results, 1);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend([0x0f, 0x0f, 0x0f, 0x00].repeat(1 << 19));
+    fs::write(&path, bytes).unwrap();
+    let spool = opened(dir.path(), 1 << 24);
+    assert_eq!(events(&spool, "kept").len(), 1);
+    assert!(spool.event(T, "later", "").unwrap() > 1);
+}
