@@ -2,8 +2,8 @@
 //!
 //! Shutdown: sampling stops, runs are stopped and their reports stored, what is stored of results is given a
 //! moment to reach the collector, the session ends, the spool is closed. What was not acked is sent at the
-//! next start. A second signal ends the process at once; children of the runs end with it, since the next
-//! start kills what is left before it reports.
+//! next start. A second signal ends the process at once, and the programs of runs with it; the next start kills what
+//! those have left behind before it reports.
 
 use std::{
     collections::BTreeMap,
