@@ -7,6 +7,8 @@ use std::time::Duration;
 pub const PREFACE_BYTES: usize = 16 * 1024;
 /// Bytes of one gRPC message.
 pub const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of one message of a collector to an agent: two signed documents.
+pub const COLLECTOR_FRAME_BYTES: usize = 2 * JOB_BYTES;
 /// Concurrent calls of an agent's connection; over QUIC each is a bidirectional stream.
 pub const STREAMS: u32 = 8;
 /// Concurrent calls of an operator's connection.

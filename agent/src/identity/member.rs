@@ -143,11 +143,11 @@ impl Trust {
         look(&held.policy, freshness, wall.max(held.newest))
     }
 
-    /// Takes what the collector passes on and keeps it in `folder`; returns whether anything was new.
-    pub fn update(&self, folder: &Path, update: wire::TrustUpdate) -> Result<bool, IdentityError> {
+    /// Takes what the collector passes on and keeps it in `folder`. A policy stands whatever becomes of the statement
+    /// that came with it: [`Trust::state`] shows what was taken.
+    pub fn update(&self, folder: &Path, update: wire::TrustUpdate) -> Result<(), IdentityError> {
         let folder = folder.join(FOLDER);
         let mut held = self.held();
-        let mut changed = false;
         if let Some(envelope) = update.policy
             && envelope.payload != held.policy.envelope().payload
         {
@@ -156,7 +156,6 @@ impl Trust {
             held.newest = held.newest.max(policy.policy().created);
             held.policy = policy;
             held.freshness = None;
-            changed = true;
         }
         if let Some(envelope) = update.freshness
             && held
@@ -167,9 +166,8 @@ impl Trust {
             && let Some((envelope, _)) = &held.freshness
         {
             files::write_private(&folder, "freshness", &envelope.encode_to_vec())?;
-            changed = true;
         }
-        Ok(changed)
+        Ok(())
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

@@ -309,7 +309,7 @@ async fn a_refused_job_stays_refused() {
         policy: None,
         freshness: Some(node.scene.freshness.clone()),
     };
-    assert!(agent.trust.update(node.dir.path(), update).unwrap());
+    agent.trust.update(node.dir.path(), update).unwrap();
     // The connection broke before the report was acked, and the collector offers it once more.
     agent.runs.offer(&node.scene.dispatch(&job));
     let good = node.sh("true");
@@ -344,9 +344,11 @@ async fn what_is_held_is_judged_again_when_it_begins() {
     std::fs::create_dir(node.dir.path().join("identity")).unwrap();
     let update = wire::TrustUpdate {
         policy: Some(policy.sign(&node.scene.key).unwrap()),
-        freshness: None,
+        // Of the policy before, and so of none.
+        freshness: Some(node.scene.freshness.clone()),
     };
-    assert!(agent.trust.update(node.dir.path(), update).unwrap());
+    agent.trust.update(node.dir.path(), update).unwrap_err();
+    assert_eq!(agent.trust.state(), (2, Timestamp(0)), "the policy stands");
     agent.runs.cancel(busy[0].id, "");
     let report = agent.report(&RunKey::once(held.id)).await;
     assert_eq!(report.outcome, RunOutcome::Rejected);

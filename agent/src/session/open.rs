@@ -126,7 +126,8 @@ pub(super) async fn open(around: &Surroundings, connection: Connection) -> Resul
         .send(wire::AgentFrame { kind: Some(first) })
         .await
         .ok();
-    let mut client = AgentClient::new(connection.channel.clone());
+    let mut client = AgentClient::new(connection.channel.clone())
+        .max_decoding_message_size(limits::COLLECTOR_FRAME_BYTES);
     let welcomed = async {
         let call = client.session(ReceiverStream::new(frames));
         let mut inbound = call.await.map_err(OpenError::Call)?.into_inner();

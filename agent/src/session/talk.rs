@@ -21,6 +21,7 @@ use super::{
     successor::{self, Dial},
     upload,
 };
+use crate::identity::IdentityError;
 
 /// How long the session that replaces this one may still take once the collector has let go of this one.
 const HANDOVER: Duration = Duration::from_secs(10);
@@ -172,17 +173,22 @@ impl Control<'_> {
 
     fn trust(&mut self, update: wire::TrustUpdate) {
         let trust = &self.around.member.trust;
+        let before = trust.state();
         match trust.update(self.around.folder.path(), update) {
-            Ok(false) => return,
-            Ok(true) => {}
+            Ok(()) => {}
+            Err(error @ IdentityError::File(_)) => {
+                tracing::error!(error = %errors::chain(&error), "a change of the signer policy cannot be kept");
+            }
             Err(error) => {
                 let reason = errors::chain(&error).to_string();
                 let now = self.around.clock.now();
                 self.around.spool.complain(now, "trust_refused", &reason);
-                return;
             }
         }
         let (policy_version, expires) = trust.state();
+        if (policy_version, expires) == before {
+            return;
+        }
         tracing::info!(policy_version, fresh_until = %expires, "the signer policy is up to date");
         let held = wire::TrustHeld {
             policy_version,

@@ -361,6 +361,22 @@ async fn more_jobs_than_an_agent_asked_for_end_the_session() {
     })
     .await
     .unwrap();
+    // Neither is anything read that is larger than what a collector has to say.
+    let labels = (0..30_000).map(|number| (format!("{number:0100}"), String::new()));
+    let update = wire::LabelsUpdate {
+        labels: labels.collect(),
+    };
+    poll::until_ok("the end of another session", SOON, || async {
+        // It may be said to one that is over already.
+        let said = scene.thief.say(Kind::Labels(update.clone())).await;
+        let log = agent.log_text();
+        match log.contains("decoded message length too large") {
+            true => Ok(()),
+            false => Err(format!("{said:?}: {log}")),
+        }
+    })
+    .await
+    .unwrap();
     let admitted = agent.log_text().matches("job admitted").count();
     assert!((4..=8).contains(&admitted), "{admitted} were taken");
     assert!(!agent.log_text().contains("as many as may be"));
