@@ -48,13 +48,26 @@ fn prefix(key: &str) -> String {
 }
 
 impl Fault {
+    /// Quotes of what was written there may hold line ends, which would make several mistakes of one.
     pub(super) fn new(origin: Origin, key: &str, why: impl Into<String>) -> Self {
         Self {
             origin,
-            key: key.to_owned(),
-            why: why.into(),
+            key: one_line(key),
+            why: one_line(&why.into()),
         }
     }
+}
+
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
 }
 
 /// All mistakes of all layers, a line each.

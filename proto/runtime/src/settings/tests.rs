@@ -117,6 +117,18 @@ fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[test]
+fn a_mistake_is_one_line_whatever_it_quotes() {
+    let file = "interval = '''5\nx'''\n\"a\\nb\" = 1\n";
+    assert_eq!(
+        Folder::new(file).faults(),
+        [
+            "agent.toml:1: interval: `5\\nx` is no duration such as 10s or 1h30m",
+            "agent.toml:3: a\\nb: unknown key",
+        ]
+    );
+}
+
+#[test]
 fn defaults_hold_without_sources() {
     let settings = refuse(&Sources::default());
     assert_eq!(settings.text("name"), "");
