@@ -51,6 +51,8 @@ pub const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
 /// A connection without a certificate that is older may be ended to make room for a newer one.
 pub const ANONYMOUS_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The highest seq of a record. No agent counts that far, so what is beyond is no seq, and seqs can be added to.
+pub const SEQ: u64 = (1 << 62) - 1;
 /// Bytes of one encoded record.
 pub const RECORD_BYTES: usize = 1024 * 1024;
 /// Bytes of the records of one upload frame.

@@ -256,6 +256,9 @@ pub enum RecordError {
         /// How many are allowed.
         limit: usize,
     },
+    /// More than [`limits::SEQ`].
+    #[error("{0} is beyond any seq")]
+    Seq(u64),
     /// Rows that are not the ones the hash was taken of.
     #[error("the rows of section `{0}` do not have the hash it claims")]
     Hash(String),
@@ -311,6 +314,7 @@ impl Record {
     /// From the next message of a stream of records.
     pub fn from_wire(record: wire::Record, metrics: &mut Decoder) -> Result<Self, RecordError> {
         use wire::record::Body as Wire;
+        check_seq(record.seq)?;
         let body = match record.body.ok_or(RecordError::Missing("body"))? {
             Wire::Metrics(report) => Body::Metrics(metrics.decode(&report)?),
             Wire::Section(section) => Body::Section(Section::from_wire(section)?),
@@ -331,6 +335,7 @@ impl Record {
             Wire::Finished(finished) => Body::Finished(Finished::from_wire(finished)?),
             Wire::Gap(gap) => {
                 check_reason("bytes of a gap's reason", &gap.reason)?;
+                check_seq(gap.last_seq)?;
                 let (first_seq, last_seq) = (gap.first_seq, gap.last_seq);
                 if first_seq > last_seq {
                     return Err(RecordError::Backwards {
@@ -435,6 +440,14 @@ fn check_limit(what: &'static str, size: usize, limit: usize) -> Result<(), Reco
         Ok(())
     } else {
         Err(RecordError::Limit { what, size, limit })
+    }
+}
+
+fn check_seq(seq: u64) -> Result<(), RecordError> {
+    if seq <= limits::SEQ {
+        Ok(())
+    } else {
+        Err(RecordError::Seq(seq))
     }
 }
 

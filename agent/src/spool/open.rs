@@ -231,4 +231,5 @@ pub(super) fn first_of(path: &Path) -> Option<u64> {
         .strip_suffix(".seg")?
         .parse()
         .ok()
+        .filter(|seq| (1..SEQ_END).contains(seq))
 }

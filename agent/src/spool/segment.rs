@@ -13,6 +13,8 @@ use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 use bytes::Bytes;
 use nexus_proto::{ids::Lane, limits, time::Timestamp};
 
+use super::marks::SEQ_END;
+
 pub(super) const HEADER_BYTES: u64 = 20;
 pub(super) const FRAME_BYTES: u64 = 24;
 const MAGIC: &[u8; 4] = b"NXSP";
@@ -139,7 +141,7 @@ pub(super) fn scan(path: &Path, lane: Lane, mut each: impl FnMut(Stored)) -> io:
     }
     let (mut offset, mut last) = (HEADER_BYTES, 0);
     while let Some((stored, next)) = read_at(&file, offset, end)? {
-        if stored.seq <= last {
+        if stored.seq <= last || stored.seq >= SEQ_END {
             break;
         }
         last = stored.seq;

@@ -18,7 +18,7 @@ use prost::bytes::Bytes;
 
 /// Bytes that records of one frame may take, decoded, before they are stored: a frame of a few kilobytes can stand
 /// for gigabytes of samples, since a report names only what changed.
-const PART_BYTES: usize = 8 * 1024 * 1024;
+pub(crate) const PART_BYTES: usize = 8 * 1024 * 1024;
 /// What a record takes besides what it says.
 const RECORD_WEIGHT: usize = 256;
 
@@ -263,7 +263,7 @@ fn seq_of(encoded: &[u8]) -> Option<u64> {
         return None;
     };
     let seq = prost::encoding::decode_varint(&mut rest).ok()?;
-    (seq > 0 && seq < u64::MAX / 2).then_some(seq)
+    (1..=limits::SEQ).contains(&seq).then_some(seq)
 }
 
 #[cfg(test)]

@@ -131,6 +131,25 @@ fn refuses_what_cannot_be() {
 }
 
 #[test]
+fn seqs_have_an_end() {
+    let at = |seq, last_seq| wire::Record {
+        seq,
+        time_ms: 0,
+        body: Some(wire::record::Body::Gap(wire::Gap {
+            first_seq: 1,
+            last_seq,
+            reason: String::new(),
+        })),
+    };
+    let end = limits::SEQ;
+    let read = |record| Record::from_wire(record, &mut Decoder::new());
+    assert!(read(at(end, end)).is_ok());
+    for beyond in [at(end + 1, end), at(end, end + 1), at(u64::MAX, 1)] {
+        assert!(matches!(read(beyond), Err(RecordError::Seq(_))));
+    }
+}
+
+#[test]
 fn a_section_is_a_set_with_a_hash() {
     let row = |name: &str| Row(vec![name.into(), 1_i64.into()]);
     let one = Section::new("users", vec![row("b"), row("a"), row("b")]);
