@@ -16,6 +16,8 @@ mod enrolment;
 mod folder;
 mod identity;
 mod init;
+#[doc(hidden)]
+pub mod inside;
 mod jobs;
 mod operator;
 mod pages;

@@ -11,6 +11,7 @@ pub mod ctl;
 pub mod fault;
 pub mod figure;
 pub mod fleet;
+pub mod hostile;
 pub mod page;
 pub mod poll;
 pub mod powercut;

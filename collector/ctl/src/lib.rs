@@ -9,6 +9,8 @@
 
 pub mod cli;
 pub mod fault;
+#[doc(hidden)]
+pub mod inside;
 pub mod output;
 pub mod terminal;
 pub mod thing;

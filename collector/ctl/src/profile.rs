@@ -46,8 +46,26 @@ const LOGIN_HINT: &str =
 /// `client.toml`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ClientToml {
-    addresses: Vec<String>,
+pub(crate) struct ClientToml {
+    pub(crate) addresses: Vec<String>,
+}
+
+impl ClientToml {
+    /// Reads the file's text; why not, with the line.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let lines = |end| text.bytes().take(end).filter(|byte| *byte == b'\n').count();
+            let line = error.span().map(|span| lines(span.start) + 1);
+            let place = line
+                .map(|line| format!("line {line}: "))
+                .unwrap_or_default();
+            format!("{place}{}", error.message())
+        })?;
+        if config.addresses.is_empty() {
+            return Err("`addresses` is empty".to_owned());
+        }
+        Ok(config)
+    }
 }
 
 /// A logged-in operator.
@@ -100,17 +118,7 @@ impl Profile {
             }
             Err(error) => return Err(Fault::because(what, &error)),
         };
-        let config: ClientToml = toml::from_str(&text).map_err(|error| {
-            let lines = |end| text.bytes().take(end).filter(|byte| *byte == b'\n').count();
-            let line = error.span().map(|span| lines(span.start) + 1);
-            let place = line
-                .map(|line| format!("line {line}: "))
-                .unwrap_or_default();
-            Fault::new(what.clone(), format!("{place}{}", error.message()))
-        })?;
-        if config.addresses.is_empty() {
-            return Err(Fault::new(what, "`addresses` is empty"));
-        }
+        let config = ClientToml::parse(&text).map_err(|why| Fault::new(what, why))?;
         let dir = folder(client_toml);
         let what = format!("read the keys in {}", dir.display());
         let leaf = Leaf::load(&dir)

@@ -12,6 +12,8 @@ mod db;
 pub mod entry;
 mod error;
 mod health;
+#[doc(hidden)]
+pub mod inside;
 mod log;
 mod query;
 mod rows;

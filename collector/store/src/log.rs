@@ -22,7 +22,7 @@ use crate::{
 const CONTEXT: &str = "nexus record log v1";
 const EPOCH: i64 = 1;
 /// Enough for metric batches; the log is read rarely.
-const ZSTD_LEVEL: i32 = 1;
+pub(crate) const ZSTD_LEVEL: i32 = 1;
 /// No batch is larger: one that cannot be read again is not written.
 const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Rows checked when a log is opened. Older ones are checked when they are read.

@@ -19,6 +19,8 @@ mod h3_client;
 mod h3_server;
 mod h3_wire;
 mod half_open;
+#[doc(hidden)]
+pub mod inside;
 mod peer;
 mod port;
 mod preface;

@@ -318,7 +318,7 @@ fn pack(reports: &[Report]) -> Result<Vec<u8>, StoreError> {
     log::pack(&chunk, ZSTD_LEVEL).map_err(|e| StoreError::corrupt("a chunk", e))
 }
 
-fn unpack(packed: &[u8]) -> Result<Vec<(Timestamp, Snapshot)>, StoreError> {
+pub(crate) fn unpack(packed: &[u8]) -> Result<Vec<(Timestamp, Snapshot)>, StoreError> {
     let bytes = log::unpack(packed).map_err(|e| StoreError::corrupt("a chunk of metrics", e))?;
     let chunk = v1::Chunk::decode(bytes.as_slice())
         .map_err(|e| StoreError::corrupt("a chunk of metrics", e))?;
