@@ -33,6 +33,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 mod hostile;
 mod limits;
+mod panics;
 mod resumed;
 
 const LONG: Duration = Duration::from_secs(20);

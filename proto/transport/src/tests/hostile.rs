@@ -1,15 +1,8 @@
 //! Streams that keep to no rule, on connections that were admitted.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use nexus_proto::limits;
-use proptest::{
-    prelude::*,
-    test_runner::{Config, TestRunner},
-};
 
 use super::*;
 
@@ -64,7 +57,7 @@ impl Raw {
     }
 }
 
-async fn raw(fleet: &Fleet, at: SocketAddr) -> quinn::Connection {
+pub(super) async fn raw(fleet: &Fleet, at: SocketAddr) -> quinn::Connection {
     let leaf = fleet.agent(NodeId::random());
     let tls = tls::agent_client(&leaf, &fleet.admission, KeyExchange::Auto, Alpn::H3).unwrap();
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
@@ -72,6 +65,14 @@ async fn raw(fleet: &Fleet, at: SocketAddr) -> quinn::Connection {
     let config = quinn::ClientConfig::new(Arc::new(crypto));
     let connecting = endpoint.connect_with(config, at, tls::SERVER_NAME).unwrap();
     connecting.await.unwrap()
+}
+
+/// A collector that can answer anything.
+pub(super) fn raw_collector(fleet: &Fleet) -> quinn::Endpoint {
+    let tls = fleet.tls(KeyExchange::Auto).quic;
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
+    let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    quinn::Endpoint::server(config, LOOPBACK.parse().unwrap()).unwrap()
 }
 
 async fn until(met: impl Fn() -> bool) {
@@ -84,7 +85,7 @@ async fn until(met: impl Fn() -> bool) {
 }
 
 /// A HEADERS frame (RFC 9114, section 7.2.2) of `fields` (RFC 9204, section 4.5), without the dynamic table.
-fn headers(fields: &[&[u8]]) -> Vec<u8> {
+pub(super) fn headers(fields: &[&[u8]]) -> Vec<u8> {
     let section = [&[0, 0], fields.concat().as_slice()].concat();
     let length = u16::try_from(section.len()).unwrap() | 0x4000;
     [&[1], length.to_be_bytes().as_slice(), section.as_slice()].concat()
@@ -98,7 +99,7 @@ fn data(sent: usize) -> Vec<u8> {
 }
 
 /// An upload as it begins: POST, https, path, authority, content type.
-fn upload() -> Vec<u8> {
+pub(super) fn upload() -> Vec<u8> {
     let literal = |name: &[u8], value: &str| {
         let length = u8::try_from(value.len()).unwrap();
         [name, &[length], value.as_bytes()].concat()
@@ -170,10 +171,7 @@ async fn a_stream_that_ends_within_a_frame_ends_its_connection() {
 #[tokio::test]
 async fn an_answer_that_ends_within_a_frame_fails_the_call_and_nothing_more() {
     let fleet = Fleet::new();
-    let tls = fleet.tls(KeyExchange::Auto).quic;
-    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
-    let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    let collector = quinn::Endpoint::server(config, LOOPBACK.parse().unwrap()).unwrap();
+    let collector = raw_collector(&fleet);
     let at = collector.local_addr().unwrap();
     spawn_detached("a hostile collector", async move {
         let connection = collector.accept().await.unwrap().await.unwrap();
@@ -202,100 +200,6 @@ async fn an_answer_that_ends_within_a_frame_fails_the_call_and_nothing_more() {
         timeout(LONG, connection.closed()).await.unwrap(),
         Closed::Local
     );
-}
-
-/// What goes out on one connection.
-#[derive(Debug)]
-struct Sent {
-    /// On a unidirectional stream: control, push, QPACK encoder or decoder, or none of them.
-    aside: Vec<u8>,
-    /// Of a call.
-    call: Vec<u8>,
-    /// Bytes of it at a time.
-    piece: usize,
-}
-
-/// Frames of all kinds, most of them whole, each stream cut anywhere.
-fn sent() -> impl Strategy<Value = Sent> {
-    fn bytes(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
-        prop::collection::vec(any::<u8>(), len)
-    }
-    fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
-        [&[kind, payload.len().try_into().unwrap()], payload].concat()
-    }
-    fn frames() -> impl Strategy<Value = Vec<u8>> {
-        let frame = prop_oneof![
-            4 => Just(upload()),
-            4 => bytes(0..40).prop_map(|payload| framed(0, &payload)),
-            4 => (0_u8..0x40, bytes(0..40)).prop_map(|(kind, payload)| framed(kind, &payload)),
-            2 => bytes(0..60).prop_map(|section| framed(1, &[&[0, 0], &section[..]].concat())),
-            1 => bytes(1..10),
-        ];
-        let frames = prop::collection::vec(frame, 0..5).prop_map(|frames| frames.concat());
-        (frames, any::<prop::sample::Index>()).prop_map(|(mut frames, end)| {
-            frames.truncate(end.index(frames.len() + 1));
-            frames
-        })
-    }
-    let begin = prop_oneof![Just(Vec::new()), Just(upload())];
-    let call = (begin, frames()).prop_map(|(begin, frames)| [begin, frames].concat());
-    let aside = prop_oneof![
-        2 => Just(Vec::new()),
-        1 => frames().prop_map(|frames| [&[0], &frames[..]].concat()),
-        1 => (0_u8..0x40, bytes(0..60)).prop_map(|(kind, rest)| [&[kind], &rest[..]].concat()),
-    ];
-    (aside, call, 1_usize..200).prop_map(|(aside, call, piece)| Sent { aside, call, piece })
-}
-
-/// Panics would be swallowed by the tasks they end, and abort a released program.
-#[test]
-fn nothing_a_stream_carries_makes_the_collector_panic() {
-    let panics = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&panics);
-    let here = std::thread::current().id();
-    let others = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if std::thread::current().id() == here {
-            counted.fetch_add(1, Ordering::Relaxed);
-        }
-        others(info);
-    }));
-    // All tasks are on this thread.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let fleet = Fleet::new();
-    let server = runtime.block_on(serve(&fleet, LOOPBACK, KeyExchange::Auto));
-    let mut runner = TestRunner::new(Config {
-        cases: 300,
-        failure_persistence: None,
-        ..Config::default()
-    });
-    runner
-        .run(&sent(), |Sent { aside, call, piece }| {
-            runtime.block_on(async {
-                let connection = raw(&fleet, server.at).await;
-                let (mut send, mut recv) = connection.open_bi().await.unwrap();
-                if !aside.is_empty() {
-                    let mut stream = connection.open_uni().await.unwrap();
-                    stream.write_all(&aside).await.unwrap();
-                }
-                for piece in call.chunks(piece) {
-                    if send.write_all(piece).await.is_err() {
-                        break;
-                    }
-                    tokio::task::yield_now().await;
-                }
-                send.finish().ok();
-                // Until the answer's end, or the connection's.
-                timeout(LONG, recv.read_to_end(1 << 20)).await.unwrap().ok();
-                connection.close(0_u32.into(), b"");
-            });
-            prop_assert_eq!(panics.load(Ordering::Relaxed), 0);
-            Ok(())
-        })
-        .unwrap();
 }
 
 /// Refuses whatever the collector shows, in words that are a refusal of the collector's own.
