@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    exec::{self, leftover},
+    exec::{self, Executor, leftover},
     identity::{self, Enrolment, IdentityError, Member, StateFolder},
     inventory::{self, Inventory, InventoryConfig, Wanted},
     ledger::Ledger,
@@ -93,7 +93,8 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
     exec::mind_children().doing("watch children")?;
     let tasks = Tasks::new();
     Signals::catch().doing("catch signals")?.govern(&tasks);
-    let parts = Parts::assemble(config, &clock, &tasks)?;
+    let executor = Arc::new(exec::Starter::default());
+    let parts = Parts::assemble(config, executor, &clock, &tasks)?;
     let Parts {
         spool,
         runs,
@@ -165,7 +166,12 @@ pub struct Parts {
 
 impl Parts {
     /// Opens the state folder of an agent that has enrolled. What ran when it stopped is settled or taken up.
-    pub fn assemble(config: &Config, clock: &Clock, tasks: &Tasks) -> Outcome<Self> {
+    pub fn assemble(
+        config: &Config,
+        executor: Arc<dyn Executor>,
+        clock: &Clock,
+        tasks: &Tasks,
+    ) -> Outcome<Self> {
         let what = "run";
         let folder = StateFolder::open(&config.state_dir).map_err(|error| fault(what, &error))?;
         let member = Member::load(folder.path()).map_err(|error| fault(what, &error))?;
@@ -217,6 +223,7 @@ impl Parts {
                 own: member.target(folder.incarnation()),
                 trust: Arc::clone(&member.trust),
                 spool: Arc::clone(&spool),
+                executor,
                 scripts,
                 clock: clock.clone(),
                 tasks: tasks.clone(),

@@ -11,7 +11,7 @@ mod process;
 mod starter;
 mod users;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, io, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use nexus_proto::{
@@ -121,6 +121,50 @@ pub fn mind_children() -> std::io::Result<()> {
     signal(SignalKind::child()).map(drop)
 }
 
+/// A future behind a trait.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What executes the jobs of an agent: [`Starter`] on this host.
+pub trait Executor: fmt::Debug + Send + Sync {
+    /// Starts a job's program. After [`StartError::Hangs`] nobody can tell whether it will have run for a moment.
+    fn start(&self, plan: Plan) -> Boxed<'_, Result<Box<dyn Executing>, StartError>>;
+}
+
+/// What an [`Executor`] has started.
+pub trait Executing: Send {
+    /// Which process it is.
+    fn identity(&self) -> Identity;
+    /// Waits for its end, passing on its output. When `stop` resolves (with why), it is stopped.
+    fn finish(
+        self: Box<Self>,
+        sink: Box<dyn Sink>,
+        stop: Boxed<'static, Stop>,
+    ) -> Boxed<'static, io::Result<Ending>>;
+}
+
+impl Executor for Starter {
+    fn start(&self, plan: Plan) -> Boxed<'_, Result<Box<dyn Executing>, StartError>> {
+        Box::pin(async {
+            let execution = Self::start(self, plan).await?;
+            Ok(Box::new(execution) as Box<dyn Executing>)
+        })
+    }
+}
+
+impl Executing for Execution {
+    fn identity(&self) -> Identity {
+        Self::identity(self)
+    }
+
+    fn finish(
+        self: Box<Self>,
+        mut sink: Box<dyn Sink>,
+        stop: Boxed<'static, Stop>,
+    ) -> Boxed<'static, io::Result<Ending>> {
+        Box::pin(Self::finish(*self, move |piece| sink.take(piece), stop))
+    }
+}
+
 /// A program that runs. Dropping it without [`Execution::finish`] leaves the program to the next start.
 #[derive(Debug)]
 pub struct Execution {
@@ -140,7 +184,7 @@ impl Execution {
         self,
         sink: impl Sink + 'static,
         cancelled: impl Future<Output = Stop>,
-    ) -> Result<Ending, std::io::Error> {
+    ) -> io::Result<Ending> {
         let Self { mut running, plan } = self;
         let begun = Instant::now();
         let mut capture = Capture::new(

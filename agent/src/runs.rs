@@ -37,7 +37,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use self::report::ended;
 use crate::{
     admit::{self, Admitted, Refusal, View},
-    exec::{Starter, leftover},
+    exec::{Executor, leftover},
     identity::Trust,
     ledger::{Ledger, LedgerError, Process, Stage},
     spool::{Spool, SpoolError},
@@ -60,6 +60,8 @@ pub struct Surroundings {
     pub trust: Arc<Trust>,
     /// Where reports go.
     pub spool: Arc<Spool>,
+    /// What executes jobs.
+    pub executor: Arc<dyn Executor>,
     /// The folder for scripts.
     pub scripts: PathBuf,
     /// The time.
@@ -98,7 +100,6 @@ struct Shared {
     active: Mutex<BTreeMap<RunKey, watch::Sender<Option<Halt>>>>,
     /// Places for programs.
     slots: Semaphore,
-    starter: Starter,
     stopping: AtomicBool,
     /// No credit was given since there is no room for results.
     full: AtomicBool,
@@ -115,7 +116,6 @@ impl Runs {
             ledger: Mutex::new(ledger),
             active: Mutex::default(),
             slots: Semaphore::new(around.capacity),
-            starter: Starter::default(),
             stopping: AtomicBool::new(false),
             full: AtomicBool::new(false),
             ended: Notify::new(),

@@ -19,7 +19,7 @@ use crate::{
     fault::{Fault, Outcome},
     figure::Figure,
     fleet::Fleet,
-    swarm::{Params, Swarm},
+    swarm::{Params, Swarm, answers::Answers},
     usage,
 };
 
@@ -91,6 +91,10 @@ impl Stage {
             interval: load.interval,
             series: load.series,
             packages: load.packages,
+            answers: Answers {
+                delay: Duration::ZERO,
+                output: 0,
+            },
             ramp: Duration::ZERO,
             seed: load.seed,
         })

@@ -1,9 +1,11 @@
 //! Many agents in one process: real enrolment, real mutual TLS, the agent's own session, spool, ledger and
-//! admission. What differs from an agent is where readings come from ([`host`]).
+//! admission. What differs from an agent is where readings come from ([`host`]) and what executes jobs
+//! ([`answers`]).
 //!
 //! Each agent has a state folder of its own, a UDP socket (or a TCP connection) and a timer; all share the
 //! threads. A folder on a tmpfs keeps their fsyncs from measuring the disk of the machine that makes the load.
 
+pub mod answers;
 pub mod host;
 mod member;
 pub mod tally;
@@ -25,6 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    answers::Answers,
     host::{Host, Shape},
     member::Running,
     tally::Tally,
@@ -57,6 +60,8 @@ pub struct Params {
     pub series: usize,
     /// Packages of each.
     pub packages: usize,
+    /// What jobs seem to do.
+    pub answers: Answers,
     /// From the first agent's start to the last one's.
     pub ramp: Duration,
     /// The same seed makes the same hosts.
@@ -145,6 +150,7 @@ impl Swarm {
             let seed = self.params.seed.wrapping_mul(1 << 32) + u64::from(place);
             let running = Running::start(
                 &member::config(&self.params, number),
+                Arc::new(self.params.answers.clone()),
                 Host::new(&self.shape, seed),
                 &self.tally,
                 &self.clock,

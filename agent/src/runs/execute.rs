@@ -82,7 +82,7 @@ impl Shared {
             scripts: around.scripts.clone(),
             stop_grace: around.stop_grace,
         };
-        let execution = match self.starter.start(plan).await {
+        let execution = match around.executor.start(plan).await {
             Ok(execution) => execution,
             Err(error @ StartError::Hangs(_)) => {
                 self.kill_rest(&key, None).await;
@@ -136,7 +136,9 @@ impl Shared {
                 }
             }
         };
-        let ending = execution.finish(sink, stop_of(halts)).await;
+        let ending = execution
+            .finish(Box::new(sink), Box::pin(stop_of(halts)))
+            .await;
         match ending {
             Ok(ending) => Some(finished(key, ending, at, around.clock.now())),
             Err(error) => {

@@ -69,6 +69,7 @@ impl Node {
             own: self.scene.own.clone(),
             trust: Arc::clone(&trust),
             spool: Arc::clone(&spool),
+            executor: Arc::new(crate::exec::Starter::default()),
             scripts,
             clock: self.clock.clone(),
             tasks: tasks.clone(),

@@ -15,7 +15,7 @@ use nexus_runtime::{shutdown::Signals, tasks::Tasks};
 use nexus_tests::{
     fault::{Fault, Outcome},
     figure::Figure,
-    swarm::{AGENTS_MAX, Params, Swarm, tally::quantile},
+    swarm::{AGENTS_MAX, Params, Swarm, answers::Answers, tally::quantile},
     usage,
 };
 use nexus_transport::Mode;
@@ -26,7 +26,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Puts the load of many agents on a collector: each one enrols, keeps its own mutual TLS session, reports and
-/// answers jobs as nexus-agent does. Only the readings are made up, after those of this host.
+/// takes signed jobs through admission and ledger as nexus-agent does. Readings are made up after those of this
+/// host, and no job is executed.
 #[derive(Debug, Parser)]
 #[command(name = "nexus-swarm", version, max_term_width = 100)]
 struct Cli {
@@ -54,6 +55,12 @@ struct Cli {
     /// Packages of each agent
     #[arg(long, default_value_t = 500)]
     packages: usize,
+    /// Bytes every job seems to write
+    #[arg(long, default_value_t = 0)]
+    output: usize,
+    /// Milliseconds every job seems to take
+    #[arg(long, default_value_t = 0)]
+    delay: u64,
     /// Seconds from the first agent's start to the last one's
     #[arg(long, default_value_t = 0)]
     ramp: u64,
@@ -101,6 +108,10 @@ async fn run(cli: Cli) -> Outcome {
         interval: Duration::from_secs(cli.interval),
         series: cli.series,
         packages: cli.packages,
+        answers: Answers {
+            delay: Duration::from_millis(cli.delay),
+            output: cli.output,
+        },
         ramp: Duration::from_secs(cli.ramp),
         seed: cli.seed,
     };

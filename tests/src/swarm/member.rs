@@ -1,4 +1,4 @@
-//! One agent of a swarm: everything of the real one but where its readings come from.
+//! One agent of a swarm: everything of the real one but its sampler and its programs.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use rand::RngExt as _;
 use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Params, host::Host, tally::Tally};
+use super::{Params, answers::Answers, host::Host, tally::Tally};
 use crate::fault::{Fault, Outcome};
 
 /// From one upgrade of a package to the next, about.
@@ -93,13 +93,14 @@ impl Running {
     /// Starts it.
     pub(super) fn start(
         config: &Config,
+        answers: Arc<Answers>,
         host: Host,
         tally: &Arc<Tally>,
         clock: &Clock,
         tasks: &Tasks,
         hang_up: &CancellationToken,
     ) -> Outcome<Self> {
-        let parts = Parts::assemble(config, clock, tasks)
+        let parts = Parts::assemble(config, answers, clock, tasks)
             .map_err(|fault| Fault::new(format!("start {}: {fault}", config.name)))?;
         let Parts {
             spool,
