@@ -24,6 +24,9 @@ const OF_ALL: u32 = 120;
 /// The time both count in.
 const WINDOW: Duration = Duration::from_secs(60);
 
+/// What a peer asked for whose certificate was refused.
+const CONNECT: &str = "connect";
+
 /// One who was turned away.
 #[derive(Debug)]
 struct Knock {
@@ -70,12 +73,7 @@ impl Refusals {
     /// Notes what a port's handshakes turned away.
     pub(crate) async fn of_port(self, mut refused: mpsc::Receiver<Refused>) {
         while let Some(refused) = refused.recv().await {
-            self.note(
-                "connect",
-                refused.remote.ip(),
-                refused.reason,
-                String::new(),
-            );
+            self.note(CONNECT, refused.remote.ip(), refused.reason, String::new());
         }
     }
 }
@@ -93,10 +91,13 @@ impl Book {
             let Some(left_out) = limiter.admit(knock.from, clock.instant()) else {
                 continue;
             };
-            tracing::warn!(
-                action = knock.action, from = %knock.from, reason = knock.reason, left_out,
-                request_id = knock.request_id, "turned a stranger away"
-            );
+            // A port's own line says more.
+            if knock.action != CONNECT {
+                tracing::warn!(
+                    action = knock.action, from = %knock.from, reason = knock.reason, left_out,
+                    request_id = knock.request_id, "turned a stranger away"
+                );
+            }
             let detail = serde_json::json!({ "reason": knock.reason, "left_out": left_out });
             let row = AuditRow {
                 time_ms: clock.now().as_ms(),

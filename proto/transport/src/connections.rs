@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     half_open::{Half, HalfOpen, origin},
+    knocks::Knocks,
     peer::TransportKind,
     tune::Windows,
 };
@@ -115,6 +116,7 @@ struct Inner {
     /// Told when a connection without a certificate has ended.
     freed: Notify,
     refused: Option<mpsc::Sender<Refused>>,
+    knocks: Knocks,
 }
 
 #[derive(Default)]
@@ -172,6 +174,7 @@ impl Connections {
             live,
             freed,
             refused,
+            knocks: Knocks::default(),
         }))
     }
 
@@ -179,6 +182,10 @@ impl Connections {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    pub(crate) fn knocks(&self) -> &Knocks {
+        &self.0.knocks
     }
 
     pub(crate) fn tell(&self, refused: Refused) {

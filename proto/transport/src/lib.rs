@@ -21,6 +21,7 @@ mod h3_wire;
 mod half_open;
 #[doc(hidden)]
 pub mod inside;
+mod knocks;
 mod peer;
 mod port;
 mod preface;

@@ -301,7 +301,10 @@ fn not_admitted(
 }
 
 fn refused(serving: &Serving, remote: SocketAddr, transport: TransportKind, reason: String) {
-    tracing::warn!(%remote, %transport, refusal = reason, "connection refused");
+    let now = serving.clock.instant();
+    if let Some(left_out) = serving.connections.knocks().line(now) {
+        tracing::warn!(%remote, %transport, refusal = reason, left_out, "connection refused");
+    }
     serving.connections.tell(Refused {
         remote,
         transport,
