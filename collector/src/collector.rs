@@ -8,7 +8,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use nexus_pki::{authority::Authority, files};
-use nexus_proto::agent::v1::GoodbyeReason;
+use nexus_proto::{agent::v1::GoodbyeReason, metrics::KeyPool};
 use nexus_runtime::{
     clock::Clock,
     errors,
@@ -253,6 +253,7 @@ impl Parts {
                 commit_latency: config.commit_latency,
                 sessions: config.connections,
             },
+            keys: KeyPool::new(),
             intake: Arc::new(Semaphore::new(sessions::INTAKE_KIB)),
             tasks: tasks.clone(),
         });

@@ -4,6 +4,7 @@
 use nexus_proto::{
     agent::v1::{AgentFrame, RecordBatch},
     ids::{Incarnation, Lane, NodeId},
+    metrics::KeyPool,
     time::Timestamp,
 };
 use nexus_runtime::{
@@ -53,7 +54,12 @@ pub fn hello(frame: AgentFrame) -> Option<String> {
 /// What a lane's frames come to, up to the first that is refused or ends its stream.
 #[must_use]
 pub fn intake(lane: Lane, cursor: u64, frames: Vec<RecordBatch>) -> Vec<Intake> {
-    let mut reader = ingest::Reader::new(NodeId::random(), Incarnation::random(), lane, cursor);
+    let mut reader = ingest::Reader::new(
+        (NodeId::random(), Incarnation::random()),
+        lane,
+        cursor,
+        KeyPool::new(),
+    );
     let mut taken = Vec::new();
     for frame in frames {
         let Ok(mut frame) = ingest::Reader::open(frame) else {

@@ -14,6 +14,7 @@ pub(crate) mod upload;
 
 use std::{sync::Arc, time::Duration};
 
+use nexus_proto::metrics::KeyPool;
 use nexus_runtime::{clock::Clock, tasks::Tasks};
 use nexus_store::Store;
 use tokio::sync::Semaphore;
@@ -50,6 +51,8 @@ pub(crate) struct Sessions {
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
+    /// The names of all nodes' series.
+    pub(crate) keys: KeyPool,
     /// Permits of one KiB of [`INTAKE_KIB`].
     pub(crate) intake: Arc<Semaphore>,
     /// Ends when the collector takes no more.

@@ -9,7 +9,7 @@ use nexus_proto::{
     agent::v1 as wire,
     ids::{Incarnation, JobId, Lane, NodeId},
     limits,
-    metrics::{Decoder, Sample},
+    metrics::{Decoder, KeyPool, Sample},
     record::{Body, Record, RecordError},
     time::Timestamp,
 };
@@ -89,13 +89,19 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// A stream of `lane` whose records up to `cursor` are committed.
-    pub(crate) fn new(node: NodeId, incarnation: Incarnation, lane: Lane, cursor: u64) -> Self {
+    /// A stream of `lane` whose records up to `cursor` are committed. Hosts of one kind have most of their series in
+    /// common: `keys` keeps one copy of each.
+    pub(crate) fn new(
+        (node, incarnation): (NodeId, Incarnation),
+        lane: Lane,
+        cursor: u64,
+        keys: KeyPool,
+    ) -> Self {
         Self {
             node,
             incarnation,
             lane,
-            decoder: Decoder::new(),
+            decoder: Decoder::pooled(keys),
             last_seq: cursor,
             last_in_stream: None,
         }
@@ -280,7 +286,8 @@ mod tests {
     const NOW: Timestamp = Timestamp(1);
 
     fn reader(lane: Lane, cursor: u64) -> Reader {
-        Reader::new(NodeId::random(), Incarnation::random(), lane, cursor)
+        let of = (NodeId::random(), Incarnation::random());
+        Reader::new(of, lane, cursor, KeyPool::new())
     }
 
     fn event(seq: u64) -> Bytes {
@@ -357,7 +364,12 @@ mod tests {
         assert!(intake.broken.is_some() && intake.dead == 1, "{intake:?}");
         assert!(
             read(
-                &mut Reader::new(reader.node, reader.incarnation, Lane::Metrics, 0),
+                &mut Reader::new(
+                    (reader.node, reader.incarnation),
+                    Lane::Metrics,
+                    0,
+                    KeyPool::new()
+                ),
                 vec![lost]
             )
             .unwrap()
@@ -446,6 +458,25 @@ mod tests {
         }
         assert_eq!(seq, 300);
         assert!(parts >= 300 * limits::SERIES * size_of::<Sample>() / PART_BYTES);
+    }
+
+    #[test]
+    fn nodes_of_one_kind_share_the_names_of_their_series() {
+        let pool = KeyPool::new();
+        let mut keys = Vec::new();
+        for _ in 0..2 {
+            let of = (NodeId::random(), Incarnation::random());
+            let mut reader = Reader::new(of, Lane::Metrics, 0, pool.clone());
+            let intake = read(&mut reader, bomb(1, 1)).unwrap();
+            let Some(Entry::Records(records)) = intake.entries.first() else {
+                panic!("{intake:?}");
+            };
+            let Body::Metrics(snapshot) = &records.records[0].body else {
+                panic!("{records:?}");
+            };
+            keys.push(Arc::clone(&snapshot.samples[0].key));
+        }
+        assert!(Arc::ptr_eq(&keys[0], &keys[1]));
     }
 
     #[test]

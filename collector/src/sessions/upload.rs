@@ -60,7 +60,8 @@ async fn upload(
         sessions.limits.commit_latency,
         sessions.metrics.upload_credit.get_or_create(&of).clone(),
     );
-    let mut reader = Reader::new(node, session.incarnation, lane, cursor);
+    let of = (node, session.incarnation);
+    let mut reader = Reader::new(of, lane, cursor, sessions.keys.clone());
     ack(acks, cursor, &credit).await?;
     loop {
         let frame = tokio::select! {
