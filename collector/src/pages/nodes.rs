@@ -21,6 +21,7 @@ use nexus_proto::{
 use super::{
     exposition::{self, Format},
     families,
+    server::Asked,
 };
 
 /// A piece of the page is handed out once it has this many bytes.
@@ -82,14 +83,14 @@ struct Family {
 }
 
 impl NodesPage {
-    /// A page of these nodes; of these collectors only, unless there are none.
+    /// A page of the nodes and collectors that were asked for; of all collectors where none was.
     pub(crate) fn new(
         nodes: Vec<NodeReport>,
-        shard: Option<u16>,
-        collectors: &[String],
+        asked: &Asked,
         format: Format,
         now: Timestamp,
     ) -> Self {
+        let Asked { shard, collectors } = asked;
         let mut names: HashMap<String, u32> = HashMap::new();
         for node in &nodes {
             *names.entry(node.name.clone()).or_default() += 1;
@@ -328,7 +329,11 @@ mod tests {
     }
 
     fn page(nodes: Vec<NodeReport>, collectors: &[String]) -> String {
-        NodesPage::new(nodes, None, collectors, Format::OpenMetrics, NOW).collect()
+        let asked = Asked {
+            shard: None,
+            collectors: collectors.to_vec(),
+        };
+        NodesPage::new(nodes, &asked, Format::OpenMetrics, NOW).collect()
     }
 
     #[test]
@@ -371,8 +376,10 @@ node_cpu_seconds_total{cpu=\"1\",mode=\"idle\",instance=\"b\",job=\"node\",role=
         for asked in &nodes {
             let page: String = NodesPage::new(
                 nodes.clone(),
-                Some(asked.shard),
-                &[],
+                &Asked {
+                    shard: Some(asked.shard),
+                    ..Asked::default()
+                },
                 Format::OpenMetrics,
                 NOW,
             )

@@ -11,29 +11,26 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
-use nexus_proto::time::Timestamp;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    exposition::Format,
-    families, metrics,
-    nodes::{NodeReport, NodesPage},
-};
+use super::{exposition::Format, families, metrics, nodes::NodesPage};
 
 /// What the pages ask of the rest of the program.
 pub(crate) trait Source: Send + Sync + 'static {
-    /// Every enrolled node with its newest report.
-    fn nodes(&self) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>>;
+    /// The page of all nodes, prepared where it keeps no call waiting: that takes a while in a large fleet.
+    fn page(
+        &self,
+        asked: Asked,
+        format: Format,
+    ) -> Pin<Box<dyn Future<Output = Result<NodesPage, String>> + Send + '_>>;
     /// How many shards there are.
     fn shards(&self) -> u16;
     /// Brings measured levels up to date before they are shown.
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
     /// Why this collector cannot serve now; `None` when it can.
     fn not_ready(&self) -> Option<String>;
-    /// The time.
-    fn now(&self) -> Timestamp;
 }
 
 /// For people.
@@ -105,18 +102,11 @@ async fn nodes<S: Source>(
         let why = format!("there is no shard {shard}, there are {count}, from 0 on\n");
         return (StatusCode::NOT_FOUND, why).into_response();
     }
-    let reports = match pages.source.nodes().await {
-        Ok(reports) => reports,
+    let format = format_of(&headers);
+    let page = match pages.source.page(asked, format).await {
+        Ok(page) => page,
         Err(why) => return failed(&why),
     };
-    let format = format_of(&headers);
-    let page = NodesPage::new(
-        reports,
-        asked.shard,
-        &asked.collectors,
-        format,
-        pages.source.now(),
-    );
     // One piece at a time, when the reader has taken the one before.
     let pieces = stream::iter(page.map(|piece| Ok::<_, Infallible>(Bytes::from(piece))));
     (
@@ -140,9 +130,9 @@ fn failed(why: &str) -> Response {
 
 /// `?shard=N&collect=cpu,meminfo`; `collect` may be given several times, also as `collect[]`.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Asked {
-    shard: Option<u16>,
-    collectors: Vec<String>,
+pub(crate) struct Asked {
+    pub(crate) shard: Option<u16>,
+    pub(crate) collectors: Vec<String>,
 }
 
 impl Asked {
@@ -175,16 +165,21 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
+    use nexus_proto::time::Timestamp;
+
     use super::*;
 
     /// A source of two shards and no nodes.
     struct Empty;
 
     impl Source for Empty {
-        fn nodes(
+        fn page(
             &self,
-        ) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>> {
-            Box::pin(async { Ok(Vec::new()) })
+            asked: Asked,
+            format: Format,
+        ) -> Pin<Box<dyn Future<Output = Result<NodesPage, String>> + Send + '_>> {
+            let page = NodesPage::new(Vec::new(), &asked, format, Timestamp(1));
+            Box::pin(async { Ok(page) })
         }
 
         fn shards(&self) -> u16 {
@@ -197,10 +192,6 @@ mod tests {
 
         fn not_ready(&self) -> Option<String> {
             None
-        }
-
-        fn now(&self) -> Timestamp {
-            Timestamp(1)
         }
     }
 

@@ -9,16 +9,16 @@ use std::{
     },
 };
 
-use nexus_proto::time::Timestamp;
 use nexus_runtime::{clock::Clock, errors, tasks::Tasks};
 use nexus_store::Store;
 use nexus_transport::Connections;
 use tokio::sync::Semaphore;
 
 use super::{
+    exposition::Format,
     metrics::{ByPort, ByQueue, ByWay, Metrics},
-    nodes::{NodeReport, Report},
-    server::Source,
+    nodes::{NodeReport, NodesPage, Report},
+    server::{Asked, Source},
 };
 use crate::{
     folder::Folder,
@@ -40,8 +40,13 @@ pub(crate) struct Pages {
 }
 
 impl Source for Pages {
-    fn nodes(&self) -> Pin<Box<dyn Future<Output = Result<Vec<NodeReport>, String>> + Send + '_>> {
+    fn page(
+        &self,
+        asked: Asked,
+        format: Format,
+    ) -> Pin<Box<dyn Future<Output = Result<NodesPage, String>> + Send + '_>> {
         Box::pin(async move {
+            let now = self.clock.now();
             let read = move |store: &Store| {
                 let rows = store.nodes(None)?;
                 let reports = rows.into_iter().map(|row| NodeReport {
@@ -55,7 +60,7 @@ impl Source for Pages {
                         snapshot: newest.snapshot,
                     }),
                 });
-                Ok(reports.collect())
+                Ok(NodesPage::new(reports.collect(), &asked, format, now))
             };
             crate::reads::read(&self.tasks, &self.store, "nodes page", read)
                 .await
@@ -138,10 +143,6 @@ impl Source for Pages {
         unreadable
             .map(|error| errors::chain(&error).to_string())
             .or_else(|| self.store.failing())
-    }
-
-    fn now(&self) -> Timestamp {
-        self.clock.now()
     }
 }
 
