@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Refusals that wait to be written; more are only counted.
 const WAITING: usize = 256;
-/// Rows of one address in [`WINDOW`].
+/// Rows of one address, or of one /64 of IPv6, in [`WINDOW`].
 const OF_ONE: u32 = 6;
 /// Rows of all addresses in [`WINDOW`].
 const OF_ALL: u32 = 120;
@@ -115,6 +115,14 @@ impl Book {
     }
 }
 
+/// Whom an address stands for: who has one address of IPv6 mostly has a /64 of them.
+fn origin(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+    }
+}
+
 /// Which refusals become rows.
 #[derive(Debug, Default)]
 struct Limiter {
@@ -135,6 +143,7 @@ impl Limiter {
             self.by_address.clear();
             self.all = 0;
         }
+        let from = origin(from);
         let of_one = self.by_address.get(&from).copied().unwrap_or(0);
         if of_one >= OF_ONE || self.all >= OF_ALL {
             self.left_out += 1;
@@ -168,5 +177,11 @@ mod tests {
         let rows = (0..=255).filter(|n| limiter.admit(from(*n), start).is_some());
         assert_eq!(u32::try_from(rows.count()).unwrap(), OF_ALL - OF_ONE - 1);
         assert!(limiter.admit(from(1), start + WINDOW).is_some());
+
+        // A network of IPv6 is one address.
+        let later = start + WINDOW * 2;
+        let from = |n: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, n]);
+        let rows = (0..1000).filter(|n| limiter.admit(from(*n), later).is_some());
+        assert_eq!(u32::try_from(rows.count()).unwrap(), OF_ONE);
     }
 }
