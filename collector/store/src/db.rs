@@ -77,6 +77,13 @@ pub(crate) fn make_folder(dir: &Path) -> Result<(), StoreError> {
         .map_err(StoreError::file("cannot make", dir))
 }
 
+/// Makes what was made in a folder last.
+pub(crate) fn sync_folder(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(StoreError::file("cannot sync the folder", dir))
+}
+
 /// Opens a file for its one writer, made or migrated as needed.
 pub(crate) fn open_writer(path: &Path, format: &Format) -> Result<Connection, StoreError> {
     // SQLite would make it readable for everyone.

@@ -161,15 +161,10 @@ impl Store {
         }
         let clock = Clock::system();
         for number in 0..layout.shards {
+            let folder = shard_folder(dir, number);
             let shard = Shard::new(Watches::default());
-            Writer::start(
-                "shard",
-                &shard_folder(dir, number),
-                clock.clone(),
-                shard,
-                Vec::new(),
-            )?
-            .close();
+            Writer::start("shard", &folder, clock.clone(), shard, Vec::new())?.close();
+            db::sync_folder(&folder)?;
         }
         AuditWriter::start(&dir.join("audit.db"), None, clock.clone())?.close();
         let slots = u32::from(Slot::COUNT);
@@ -177,7 +172,10 @@ impl Store {
             .map(|slot| slot * u32::from(layout.shards) / slots)
             .collect();
         let table = ControlEntry::Slots(SlotTable { version: 1, shards });
-        // Last: a store whose making was cut short has no control log, and may be made again.
+        db::sync_folder(&dir.join("shards"))?;
+        db::sync_folder(dir)?;
+        // Last, also after a power cut: a store whose making was cut short has no control log, and may be made again;
+        // one that has it has every shard.
         Writer::start(
             "control",
             &control,
@@ -186,6 +184,8 @@ impl Store {
             vec![table],
         )?
         .close();
+        db::sync_folder(&control)?;
+        db::sync_folder(dir)?;
         Ok(())
     }
 
