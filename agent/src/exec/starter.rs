@@ -87,21 +87,24 @@ impl Starter {
     }
 
     async fn try_once(&self, plan: Arc<Plan>) -> Result<Running, StartError> {
-        let started = async {
-            let place = Arc::clone(&self.places).acquire_owned().await;
-            let place = place.map_err(io::Error::other)?;
-            let (reply, answer) = oneshot::channel();
+        let place = timeout(self.deadline, Arc::clone(&self.places).acquire_owned()).await;
+        let place = match place {
+            Ok(place) => place.map_err(io::Error::other),
+            Err(_) => Err(io::Error::other("all of them hang")),
+        };
+        let (reply, answer) = oneshot::channel();
+        let handed_over = place.and_then(|place| {
             self.hand_over(Request {
                 plan,
                 reply,
                 place,
                 runtime: Handle::current(),
-            })?;
-            answer.await.map_err(io::Error::other)
-        };
-        match timeout(self.deadline, started).await {
+            })
+        });
+        handed_over.map_err(StartError::Thread)?;
+        match timeout(self.deadline, answer).await {
             Ok(Ok(started)) => started,
-            Ok(Err(error)) => Err(StartError::Thread(error)),
+            Ok(Err(ended)) => Err(StartError::Thread(io::Error::other(ended))),
             Err(_) => Err(StartError::Hangs(self.deadline)),
         }
     }

@@ -398,25 +398,35 @@ async fn a_start_that_hangs_is_given_up() {
         args: Vec::new(),
         context: Context::default(),
     };
-    let hanging = plan(&dir, action);
-    // Writing to a pipe nobody reads hangs as a dead mount does.
-    let script = dir.path().join(hanging.mark.replace('/', "-"));
-    let made = std::process::Command::new("mkfifo").arg(&script).status();
-    assert!(made.unwrap().success());
-    let mark = hanging.mark.clone();
-    let error = starter.start(hanging).await.unwrap_err();
+    let hanging = || {
+        let hanging = plan(&dir, action.clone());
+        // Writing to a pipe nobody reads hangs as a dead mount does.
+        let script = dir.path().join(hanging.mark.replace('/', "-"));
+        let made = std::process::Command::new("mkfifo").arg(&script).status();
+        assert!(made.unwrap().success());
+        (hanging, script)
+    };
+    let (first, script) = hanging();
+    let mark = first.mark.clone();
+    let error = starter.start(first).await.unwrap_err();
     assert!(matches!(error, StartError::Hangs(_)), "{error}");
     let other = starter.start(plan(&dir, sh("exit 4"))).await.unwrap();
     let sink = |_| true;
     let ending = other.finish(sink, std::future::pending()).await.unwrap();
     assert_eq!(ending.exit_code, Some(4));
+    for _ in 1..4 {
+        starter.start(hanging().0).await.unwrap_err();
+    }
+    // Nothing can begin now, and it is known that it did not.
+    let error = starter.start(plan(&dir, sh("exit 5"))).await.unwrap_err();
+    assert!(matches!(error, StartError::Thread(_)), "{error}");
     let mut pipe = std::fs::File::options().read(true).open(&script).unwrap();
     let mut written = String::new();
     std::io::Read::read_to_string(&mut pipe, &mut written).unwrap();
     assert_eq!(written, "sleep 600");
     // The shell reads its script from the pipe, which has a writer no more; the thread is free again.
     drop(pipe);
-    while starter.places.available_permits() < 4 {
+    while starter.places.available_permits() < 1 {
         tokio::task::yield_now().await;
     }
     while alive(&mark) {
