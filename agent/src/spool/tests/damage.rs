@@ -328,3 +328,18 @@ fn a_tail_that_is_hard_to_read_costs_no_time() {
     assert_eq!(events(&spool, "kept").len(), 1);
     assert!(spool.event(T, "later", "").unwrap() > 1);
 }
+
+#[test]
+fn what_is_acked_is_not_read_again_with_what_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = opened(dir.path(), 1 << 24);
+    let message = "x".repeat(1000);
+    let last = (0..70)
+        .map(|_| spool.event(T, "sent", &message).unwrap())
+        .max()
+        .unwrap();
+    spool.ack(Lane::Results, last).unwrap();
+    assert_eq!(spool.event(T, "next", "").unwrap(), last + 1);
+    let files = files_of(dir.path(), Lane::Results);
+    assert_eq!(files, [file(dir.path(), Lane::Results, last + 1)]);
+}
