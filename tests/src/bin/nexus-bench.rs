@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -11,6 +12,7 @@ use nexus_tests::{
     bench::{Load, connect, fanout, ingest, query},
     fault::{Fault, Outcome},
     figure::Figure,
+    report,
     soak::{self, Victims},
     strangers,
 };
@@ -28,6 +30,8 @@ struct Cli {
 enum Bench {
     /// Names every benchmark with what it needs
     List,
+    /// Makes a page with tables and charts from what benchmarks printed
+    Report(ReportArgs),
     /// Kills programs again and again under agents that report and run jobs, and counts what is there in the end
     Soak(SoakArgs),
     /// How long until all agents of a swarm report, at first and after the collector was killed
@@ -72,6 +76,16 @@ struct StrangersArgs {
     /// How many calls are timed, before they come and while they are there
     #[arg(long, default_value_t = 100)]
     calls: usize,
+}
+
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// Files of JSON lines
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Folder for performance.md and its charts
+    #[arg(long, default_value = "docs")]
+    out: PathBuf,
 }
 
 /// A swarm.
@@ -169,6 +183,7 @@ fn failed(what: &str) -> ExitCode {
 async fn run(bench: Bench) -> Outcome {
     match bench {
         Bench::List => print(LIST),
+        Bench::Report(args) => report::write(&args.files, &args.out),
         Bench::Soak(args) => {
             let params = soak::Params {
                 span: Duration::from_secs(args.seconds),
