@@ -153,6 +153,7 @@ pub(crate) fn open_query() -> Result<Connection, StoreError> {
     reason = "this is the one place that opens databases"
 )]
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+    crate::query::memory::install()?;
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)
         .map_err(StoreError::sqlite("cannot open", path))?;

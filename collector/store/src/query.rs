@@ -5,7 +5,9 @@
 //! guard is set. Rows leave through a bounded channel. A deadline, a memory bound and the caller's leaving
 //! each end it.
 
+mod functions;
 mod guard;
+pub(crate) mod memory;
 mod newest;
 mod views;
 
@@ -22,7 +24,7 @@ use std::{
 
 use nexus_proto::{ids::NodeId, time::Timestamp};
 use nexus_runtime::clock::Clock;
-use rusqlite::{Connection, types::ValueRef};
+use rusqlite::{Connection, ErrorCode, types::ValueRef};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use uuid::Uuid;
 
@@ -43,10 +45,12 @@ const BATCHES: usize = 4;
 const ROWS_MAX: usize = 1_000_000;
 /// What a query runs at most, whatever it asks for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
-/// How much SQLite's memory, of the whole process, may grow while a query runs.
-const MEMORY_BYTES: i64 = 512 * 1024 * 1024;
-/// Instructions of SQLite's machine between two looks at the deadline.
-const LOOK: i32 = 5000;
+/// What SQLite may hold for one query.
+const MEMORY_BYTES: i64 = 256 * 1024 * 1024;
+/// Instructions of SQLite's machine between two looks at the deadline; each may take milliseconds.
+const LOOK: i32 = 100;
+/// Characters of an error that are shown.
+const ERROR_CHARS: usize = 1000;
 
 /// What a query may cost.
 #[derive(Debug, Clone)]
@@ -174,13 +178,13 @@ struct Run<'a> {
 /// Why the progress handler ended a query.
 const RUNNING: u8 = 0;
 const LATE: u8 = 1;
-const LARGE: u8 = 2;
-const ALONE: u8 = 3;
+const ALONE: u8 = 2;
 
 impl Run<'_> {
     fn run(&self, places: &Places, metrics: Metrics, head: &mut Head) -> Result<bool, StoreError> {
         let deadline = self.clock.instant() + self.options.timeout.min(TIMEOUT_MAX);
         let connection = db::open_query()?;
+        memory::bound(MEMORY_BYTES);
         let views = views::all();
         self.set_up(&connection, places, metrics, &views)?;
         let why = self.watch(&connection, deadline)?;
@@ -191,13 +195,15 @@ impl Run<'_> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take()
             {
-                return StoreError::Query(why);
+                return StoreError::Query(one_line(&why));
             }
             match why.load(Ordering::Relaxed) {
                 LATE => StoreError::Deadline,
-                LARGE => StoreError::Query("the query needs too much memory".to_owned()),
                 ALONE => StoreError::Closed,
-                _ => StoreError::Query(self.explain(&error)),
+                _ if error.sqlite_error_code() == Some(ErrorCode::OutOfMemory) => {
+                    StoreError::Query("the query needs too much memory".to_owned())
+                }
+                _ => StoreError::Query(one_line(&self.explain(&error))),
             }
         };
         let mut statement = connection.prepare(self.sql).map_err(explain)?;
@@ -336,23 +342,19 @@ impl Run<'_> {
         let note = Arc::clone(&why);
         let clock = self.clock.clone();
         let rows = self.rows.clone();
-        let before = memory_used();
-        connection.progress_handler(
-            LOOK,
-            Some(move || {
-                let reason = if clock.instant() >= deadline {
-                    LATE
-                } else if memory_used() - before > MEMORY_BYTES {
-                    LARGE
-                } else if rows.is_closed() {
-                    ALONE
-                } else {
-                    return false;
-                };
-                note.store(reason, Ordering::Relaxed);
-                true
-            }),
-        )?;
+        let over = move || {
+            let reason = if clock.instant() >= deadline {
+                LATE
+            } else if rows.is_closed() {
+                ALONE
+            } else {
+                return false;
+            };
+            note.store(reason, Ordering::Relaxed);
+            true
+        };
+        functions::register(connection, &over)?;
+        connection.progress_handler(LOOK, Some(over))?;
         Ok(why)
     }
 
@@ -381,14 +383,20 @@ impl Run<'_> {
     }
 }
 
-#[expect(
-    unsafe_code,
-    reason = "SQLite's own count of its memory has no safe wrapper"
-)]
-fn memory_used() -> i64 {
-    // SAFETY: the function takes nothing, is thread-safe, and is called after SQLite was initialised by
-    // opening a connection.
-    unsafe { rusqlite::ffi::sqlite3_memory_used() }
+/// As it can stand in a status and on a terminal: what an error quotes may hold line ends, and be long.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars().take(ERROR_CHARS) {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    if text.chars().nth(ERROR_CHARS).is_some() {
+        line.push('…');
+    }
+    line
 }
 
 /// A file URI that opens for reading only.

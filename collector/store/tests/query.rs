@@ -371,6 +371,103 @@ async fn tables_behind_the_views_cannot_be_named() {
 }
 
 #[tokio::test]
+async fn a_query_that_takes_much_memory_is_ended() {
+    let world = world().await;
+    let long = QueryOptions {
+        timeout: Duration::from_secs(120),
+        ..QueryOptions::default()
+    };
+    // While it runs, and while SQLite still makes a plan of it.
+    let mut doubled = "WITH a0 AS (SELECT name FROM nodes)".to_owned();
+    for level in 1..30 {
+        let below = level - 1;
+        doubled.push_str(&format!(
+            ", a{level} AS (SELECT * FROM a{below} UNION ALL SELECT * FROM a{below})"
+        ));
+    }
+    for hoard in [
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+            SELECT i FROM n ORDER BY printf('%050000d', i)"
+            .to_owned(),
+        format!("{doubled} SELECT count(*) FROM a29"),
+    ] {
+        let error = world.rows(&hoard, long.clone()).await.unwrap_err();
+        assert_eq!(error.to_string(), "the query needs too much memory");
+    }
+    assert_eq!(world.all("SELECT 1").await, [[Value::Integer(1)]]);
+}
+
+#[tokio::test]
+async fn no_function_outlasts_the_deadline() {
+    let world = world().await;
+    let short = QueryOptions {
+        timeout: Duration::from_millis(500),
+        ..QueryOptions::default()
+    };
+    let (long, most) = (
+        "printf('%.*c', 8000000, 'a')",
+        "printf('%.*c', 4000000, 'a') || 'b'",
+    );
+    for sql in [
+        format!("SELECT instr({long}, {most})"),
+        format!("SELECT length(replace({long}, {most}, 'x'))"),
+        format!("SELECT length(trim({long}, printf('%.*c', 600000, 'b') || 'a'))"),
+        format!("SELECT {long} LIKE '%{}b%'", "a".repeat(1000)),
+        format!("SELECT {long} GLOB '*{}b*'", "[a-z]".repeat(200)),
+        format!("SELECT {long} LIKE '%{}b'", "_a%".repeat(300)),
+    ] {
+        match world.rows(&sql, short.clone()).await {
+            Ok(rows) => assert_eq!(rows.len(), 1),
+            Err(StoreError::Deadline) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn functions_give_what_sqlite_gives() {
+    let world = world().await;
+    for (sql, expected) in [
+        ("instr('äbc', 'c')", Value::Integer(3)),
+        ("instr(x'0001ff', x'ff')", Value::Integer(3)),
+        ("instr('abc', '')", Value::Integer(1)),
+        ("instr('aabaabaac', 'aabaac')", Value::Integer(4)),
+        ("instr('abc', 'd')", Value::Integer(0)),
+        ("instr(NULL, 'd')", Value::Null),
+        ("instr(12345, 34)", Value::Integer(3)),
+        ("replace('aXbX', 'X', '--')", text("a--b--")),
+        ("replace('aaa', 'aa', 'b')", text("ba")),
+        ("replace('abc', '', 'x')", text("abc")),
+        ("replace(1.5, '.', ',')", text("1,5")),
+        ("trim('  a ')", text("a")),
+        ("ltrim('xyxa', 'xy')", text("a")),
+        ("rtrim('axyx', 'xy')", text("a")),
+        ("trim('a', NULL)", Value::Null),
+        ("'Web-1' LIKE 'web-_'", Value::Integer(1)),
+        ("'a%b' LIKE 'a\\%b' ESCAPE '\\'", Value::Integer(1)),
+        ("'axb' LIKE 'a\\%b' ESCAPE '\\'", Value::Integer(0)),
+        ("'mississippi' LIKE '%iss%pi'", Value::Integer(1)),
+        ("'mississippi' LIKE '%iss%pix'", Value::Integer(0)),
+        ("'Ä' LIKE 'ä'", Value::Integer(0)),
+        ("'' LIKE '%'", Value::Integer(1)),
+        ("'abc' GLOB 'A*'", Value::Integer(0)),
+        ("'abc' GLOB 'a?[a-d]'", Value::Integer(1)),
+        ("'a]c' GLOB 'a[]x]c'", Value::Integer(1)),
+        ("'abc' GLOB 'a[^b]c'", Value::Integer(0)),
+        ("'a-c' GLOB 'a[b-]c'", Value::Integer(1)),
+        ("'abc' GLOB 'a[bc'", Value::Integer(0)),
+    ] {
+        assert_eq!(
+            world.all(&format!("SELECT {sql}")).await,
+            [[expected]],
+            "{sql}"
+        );
+    }
+    let why = world.refusal("SELECT [a\nb] FROM nodes").await;
+    assert_eq!(why, "no such column: a\\nb (line 1, column 8)");
+}
+
+#[tokio::test]
 async fn a_runaway_ends_at_its_deadline_and_a_long_answer_at_its_limit() {
     let world = world().await;
     let short = QueryOptions {
