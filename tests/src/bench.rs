@@ -4,6 +4,7 @@
 
 pub mod connect;
 pub mod fanout;
+pub mod footprint;
 pub mod ingest;
 pub mod query;
 

@@ -17,6 +17,7 @@ pub mod poll;
 pub mod powercut;
 pub mod process;
 pub mod programs;
+pub mod relay;
 pub mod report;
 pub mod soak;
 pub mod strangers;

@@ -22,6 +22,16 @@ pub fn resident_bytes(pid: u32) -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
+/// Memory of a process in bytes, what it shares divided among those who share it (`Pss` of
+/// /proc/PID/smaps_rollup); zero once it is gone.
+#[must_use]
+pub fn proportional_bytes(pid: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,6 +43,7 @@ mod tests {
             std::hint::spin_loop();
         }
         assert!(resident_bytes(own) > 100_000);
+        assert!(proportional_bytes(own) > 100_000);
         assert_eq!(
             (cpu_time(u32::MAX), resident_bytes(u32::MAX)),
             (Duration::ZERO, 0)

@@ -9,7 +9,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use nexus_tests::{
-    bench::{Load, connect, fanout, ingest, query},
+    bench::{Load, connect, fanout, footprint, ingest, query},
     fault::{Fault, Outcome},
     figure::Figure,
     report,
@@ -34,6 +34,8 @@ enum Bench {
     Report(ReportArgs),
     /// Kills programs again and again under agents that report and run jobs, and counts what is there in the end
     Soak(SoakArgs),
+    /// What an agent costs its host, beside node_exporter and collectd
+    Footprint(FootprintArgs),
     /// How long until all agents of a swarm report, at first and after the collector was killed
     Connect(LoadArgs),
     /// What a steady stream of metrics costs the collector
@@ -125,6 +127,13 @@ impl LoadArgs {
 }
 
 #[derive(Debug, Args)]
+struct FootprintArgs {
+    /// How long is measured
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
+}
+
+#[derive(Debug, Args)]
 struct IngestArgs {
     #[command(flatten)]
     load: LoadArgs,
@@ -152,6 +161,7 @@ fn victims(text: &str) -> Result<Victims, String> {
 
 /// Every benchmark with what it needs.
 const LIST: &str = "\
+footprint  node_exporter and collectd (Debian: prometheus-node-exporter, collectd-core); without one, it is left out
 connect    nothing but the programs, and eight descriptors an agent
 ingest     the same
 fanout     the same
@@ -202,6 +212,10 @@ async fn run(bench: Bench) -> Outcome {
             } else {
                 Err(Fault::new("soak: not everything is as it should be"))
             }
+        }
+        Bench::Footprint(args) => {
+            let span = Duration::from_secs(args.seconds.max(1));
+            figures(&footprint::run(span, &say).await?)
         }
         Bench::Connect(args) => figures(&connect::run(args.load(), &say).await?),
         Bench::Ingest(args) => {

@@ -1,0 +1,247 @@
+//! What an agent costs its host, beside what others cost that do a part of its work.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    time::Duration,
+};
+
+use serde_json::{Map, Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+    time::{Instant, interval_at, sleep},
+};
+
+use super::float;
+use crate::{
+    fault::{Fault, Outcome},
+    figure::Figure,
+    fleet::Fleet,
+    process::Process,
+    programs::Programs,
+    relay::Relay,
+    usage,
+};
+
+/// What a start leaves behind is not measured.
+const WARM_UP: Duration = Duration::from_secs(30);
+/// From one scrape or reading to the next, for all.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// What collectd reads: what the agent reads, as far as it has it.
+const COLLECTD: &str = "\
+Interval 10
+LoadPlugin cpu
+LoadPlugin memory
+LoadPlugin vmem
+LoadPlugin load
+LoadPlugin df
+LoadPlugin disk
+LoadPlugin interface
+LoadPlugin swap
+LoadPlugin uptime
+LoadPlugin csv
+";
+
+/// A program that is measured.
+struct Subject {
+    name: &'static str,
+    program: std::path::PathBuf,
+    id: u32,
+    before: Duration,
+    wire_before: u64,
+}
+
+/// Measures for `span`.
+pub async fn run(span: Duration, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
+    let mut fleet = Fleet::new(&[]).await?;
+    let target: SocketAddr = parse(&fleet.collector.endpoints().agents)?;
+    let relay = Relay::to(target).await?;
+    let address = format!("addresses={}", relay.address());
+    fleet.add("host", &[&address]).await?;
+    fleet.connected("host").await?;
+    let agent = fleet.agents.first().and_then(|agent| agent.id());
+    let agent = agent.ok_or_else(|| Fault::new("the agent ended"))?;
+    let own = Programs::built().await?.folder().join("nexus-agent");
+    let mut subjects = vec![subject("nexus-agent", own, agent)];
+
+    let mut scraped = None;
+    let exporter = Exporter::start(fleet.dir());
+    match &exporter {
+        Ok(exporter) => {
+            subjects.push(subject("node_exporter", exporter.program(), exporter.id()?));
+            scraped = Some(exporter.address);
+        }
+        Err(fault) => say(&format!("without node_exporter: {fault}")),
+    }
+    let collectd = start_collectd(fleet.dir());
+    match &collectd {
+        Ok(process) => subjects.push(subject(
+            "collectd",
+            "/usr/sbin/collectd".into(),
+            alive(process)?,
+        )),
+        Err(fault) => say(&format!("without collectd: {fault}")),
+    }
+
+    say(&format!(
+        "measuring for {} s, after {} s",
+        span.as_secs(),
+        WARM_UP.as_secs()
+    ));
+    let mut scraped_bytes = scrape_for(scraped, WARM_UP).await;
+    for subject in &mut subjects {
+        subject.before = usage::cpu_time(subject.id);
+        subject.wire_before = match subject.name {
+            "nexus-agent" => relay.bytes(),
+            _ => 0,
+        };
+    }
+    if scraped.is_some() {
+        scraped_bytes = scrape_for(scraped, span).await;
+    } else {
+        sleep(span).await;
+    }
+    let minutes = span.as_secs_f64() / 60.0;
+    let mut figures = Vec::new();
+    for subject in &subjects {
+        let cpu = usage::cpu_time(subject.id).saturating_sub(subject.before);
+        let wire = match subject.name {
+            "nexus-agent" => Some(relay.bytes().saturating_sub(subject.wire_before)),
+            "node_exporter" => Some(scraped_bytes),
+            _ => None,
+        };
+        let params = params(span);
+        let figure = |figure, value, unit| Figure {
+            bench: "footprint",
+            figure,
+            subject: subject.name,
+            value,
+            unit,
+            params: params.clone(),
+        };
+        figures.push(figure(
+            "pss",
+            float(usage::proportional_bytes(subject.id)),
+            "bytes",
+        ));
+        figures.push(figure(
+            "rss",
+            float(usage::resident_bytes(subject.id)),
+            "bytes",
+        ));
+        figures.push(figure(
+            "cpu_seconds_per_minute",
+            cpu.as_secs_f64() / minutes,
+            "seconds",
+        ));
+        if let Some(wire) = wire {
+            figures.push(figure(
+                "wire_bytes_per_minute",
+                float(wire) / minutes,
+                "bytes",
+            ));
+        }
+        if let Ok(found) = std::fs::metadata(&subject.program) {
+            figures.push(figure("binary_size", float(found.len()), "bytes"));
+        }
+    }
+    Ok(figures)
+}
+
+fn params(span: Duration) -> Map<String, Value> {
+    let params = json!({
+        "seconds": span.as_secs_f64(),
+        "interval_seconds": INTERVAL.as_secs_f64(),
+    });
+    params.as_object().cloned().unwrap_or_default()
+}
+
+fn subject(name: &'static str, program: std::path::PathBuf, id: u32) -> Subject {
+    Subject {
+        name,
+        program,
+        id,
+        before: Duration::ZERO,
+        wire_before: 0,
+    }
+}
+
+fn parse(address: &str) -> Outcome<SocketAddr> {
+    address
+        .parse()
+        .map_err(|error| Fault::new(format!("{address}: {error}")))
+}
+
+fn alive(process: &Process) -> Outcome<u32> {
+    process.id().ok_or_else(|| Fault::new("it ended at once"))
+}
+
+/// Debian's node_exporter as it comes.
+struct Exporter {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Exporter {
+    fn start(dir: &Path) -> Outcome<Self> {
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let address = free.map_err(Fault::io("find a free port"))?;
+        let mut command = Command::new("prometheus-node-exporter");
+        command.arg(format!("--web.listen-address={address}"));
+        let process = Process::start(&mut command, &dir.join("node_exporter.log"))?;
+        Ok(Self { process, address })
+    }
+
+    fn id(&self) -> Outcome<u32> {
+        alive(&self.process)
+    }
+
+    fn program(&self) -> std::path::PathBuf {
+        "/usr/bin/prometheus-node-exporter".into()
+    }
+}
+
+fn start_collectd(dir: &Path) -> Outcome<Process> {
+    let data = dir.join("collectd");
+    let config = dir.join("collectd.conf");
+    let text = format!(
+        "BaseDir \"{0}\"\nPIDFile \"{0}/pid\"\n{COLLECTD}<Plugin csv>\n  DataDir \"{0}\"\n</Plugin>\n",
+        data.display()
+    );
+    std::fs::create_dir_all(&data).map_err(Fault::io(data.display()))?;
+    std::fs::write(&config, text).map_err(Fault::io(config.display()))?;
+    let mut command = Command::new("/usr/sbin/collectd");
+    command.arg("-f").arg("-C").arg(&config);
+    Process::start(&mut command, &dir.join("collectd.log"))
+}
+
+/// Scrapes as Prometheus does, for so long; the bytes that took, headers and all.
+async fn scrape_for(address: Option<SocketAddr>, span: Duration) -> u64 {
+    let Some(address) = address else {
+        sleep(span).await;
+        return 0;
+    };
+    let until = Instant::now() + span;
+    let mut ticks = interval_at(Instant::now() + INTERVAL, INTERVAL);
+    let mut bytes = 0;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return bytes,
+            _ = ticks.tick() => bytes += scrape(address).await.unwrap_or(0),
+        }
+    }
+}
+
+/// With compression, as Prometheus asks for it.
+async fn scrape(address: SocketAddr) -> std::io::Result<u64> {
+    let request = format!(
+        "GET /metrics HTTP/1.0\r\nHost: {address}\r\nAccept-Encoding: gzip\r\nAccept: text/plain;version=0.0.4\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(u64::try_from(answer.len() + request.len()).unwrap_or(u64::MAX))
+}
