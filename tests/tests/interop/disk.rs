@@ -144,3 +144,45 @@ async fn an_agent_without_room_says_so_and_goes_on() {
     let (said, document) = fleet.job(&["--all"], &["true"]).await.unwrap();
     assert_eq!(said.code, 0, "{document}");
 }
+
+/// Readings that cannot be stored are gone; how a run ended is not.
+#[tokio::test]
+async fn a_run_that_ends_while_its_agents_disk_is_full_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Small::over(&dir.path().join("alpha"));
+    let mut fleet = Fleet::new_in(dir, &[]).await.unwrap();
+    fleet.add("alpha", &["interval=1s"]).await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    let go = fleet.dir().join("go");
+    let script = format!(
+        "while [ ! -e {} ]; do sleep 0.05; done; exit 7",
+        go.display()
+    );
+    let log = fleet.dir().join("run.log");
+    let args = ["run", "--yes", "--all", "--", "sh", "-c", &script];
+    let mut job = fleet.ctl.start(&args, &log).await.unwrap();
+    fleet
+        .eventually("SELECT 1 FROM runs WHERE state = 'running'", |rows| {
+            !rows.is_empty()
+        })
+        .await
+        .unwrap();
+    small.fill();
+    let says = async |words: &[&str]| {
+        poll::until_ok("word of the agent", SOON, || {
+            let log = fleet.agents[0].log_text();
+            let said = words.iter().all(|word| log.contains(word));
+            std::future::ready(if said { Ok(()) } else { Err(log) })
+        })
+        .await
+        .unwrap();
+    };
+    says(&["metrics cannot be stored", "No space left"]).await;
+    fs::write(&go, "").unwrap();
+    says(&["run finished", "exit_code=7"]).await;
+    small.free();
+    let status = job.wait().await.unwrap();
+    let said = job.log_text();
+    assert_eq!(status.code(), Some(3), "{said}");
+    assert!(said.contains("alpha: failed (exit code 7)"), "{said}");
+}
