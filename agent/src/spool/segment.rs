@@ -13,7 +13,7 @@ use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 use bytes::Bytes;
 use nexus_proto::{ids::Lane, limits, time::Timestamp};
 
-use super::marks::SEQ_END;
+use super::{marks::SEQ_END, open::first_of};
 
 pub(super) const HEADER_BYTES: u64 = 20;
 pub(super) const FRAME_BYTES: u64 = 24;
@@ -140,8 +140,11 @@ pub(super) fn scan(path: &Path, lane: Lane, mut each: impl FnMut(Stored)) -> io:
         });
     }
     let (mut offset, mut last) = (HEADER_BYTES, 0);
+    // A file bears the seq of its first record. One that does not would be written over by the file of its name.
+    let named = first_of(path);
     while let Some((stored, next)) = read_at(&file, offset, end)? {
-        if stored.seq <= last || stored.seq >= SEQ_END {
+        let misplaced = last == 0 && named.is_some_and(|named| named != stored.seq);
+        if misplaced || stored.seq <= last || stored.seq >= SEQ_END {
             break;
         }
         last = stored.seq;
