@@ -16,6 +16,26 @@ pub(super) async fn readings(fleet: &Fleet) -> usize {
     fleet.query(sql).await.unwrap().len()
 }
 
+/// Every record is there once, and every second has its reading.
+pub(crate) async fn all_readings(fleet: &Fleet) {
+    let lanes = "SELECT lane, seq, records FROM lanes WHERE seq <> records";
+    let lanes = fleet.query(lanes).await.unwrap();
+    assert!(lanes.is_empty(), "{lanes:?}");
+    let gaps = fleet.query("SELECT * FROM gaps").await.unwrap();
+    assert!(gaps.is_empty(), "{gaps:?}");
+    let times = "SELECT value FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds' ORDER BY time";
+    let times = fleet.query(times).await.unwrap();
+    let times: Vec<f64> = times
+        .iter()
+        .map(|row| row["value"].as_f64().unwrap())
+        .collect();
+    let holes: Vec<_> = times
+        .windows(2)
+        .filter(|pair| pair[1] - pair[0] > 1.9)
+        .collect();
+    assert!(holes.is_empty(), "{holes:?}");
+}
+
 #[tokio::test]
 async fn a_collector_without_room_loses_nothing_and_recovers_by_itself() {
     let dir = tempfile::tempdir().unwrap();
@@ -66,20 +86,7 @@ async fn a_collector_without_room_loses_nothing_and_recovers_by_itself() {
     .unwrap();
     let (said, _) = fleet.job(&["--all"], &["true"]).await.unwrap();
     assert_eq!(said.code, 0, "{said:?}");
-    let lanes = "SELECT lane, seq, records FROM lanes WHERE seq <> records";
-    assert!(fleet.query(lanes).await.unwrap().is_empty());
-    assert!(fleet.query("SELECT * FROM gaps").await.unwrap().is_empty());
-    let times = "SELECT value FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds' ORDER BY time";
-    let times = fleet.query(times).await.unwrap();
-    let times: Vec<f64> = times
-        .iter()
-        .map(|row| row["value"].as_f64().unwrap())
-        .collect();
-    let holes: Vec<_> = times
-        .windows(2)
-        .filter(|pair| pair[1] - pair[0] > 1.9)
-        .collect();
-    assert!(holes.is_empty(), "{holes:?}");
+    all_readings(&fleet).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use nexus_tests::{
 use serde_json::Value;
 
 use super::{
-    disk::readings,
+    disk::{all_readings, readings},
     interference::{DISK_WRITES, Interference},
     mounts::Disk,
 };
@@ -49,26 +49,6 @@ async fn marks(fleet: &Fleet, mark: &Path, flags: &[&str]) -> (Said, Value) {
 
 fn times(mark: &Path) -> usize {
     fs::read_to_string(mark).unwrap_or_default().lines().count()
-}
-
-/// Every record is there once, and every second has its reading.
-async fn all_readings(fleet: &Fleet) {
-    let lanes = "SELECT lane, seq, records FROM lanes WHERE seq <> records";
-    let lanes = fleet.query(lanes).await.unwrap();
-    assert!(lanes.is_empty(), "{lanes:?}");
-    let gaps = fleet.query("SELECT * FROM gaps").await.unwrap();
-    assert!(gaps.is_empty(), "{gaps:?}");
-    let times = "SELECT value FROM metric_history WHERE node = 'alpha' AND name = 'node_time_seconds' ORDER BY time";
-    let times = fleet.query(times).await.unwrap();
-    let times: Vec<f64> = times
-        .iter()
-        .map(|row| row["value"].as_f64().unwrap())
-        .collect();
-    let holes: Vec<_> = times
-        .windows(2)
-        .filter(|pair| pair[1] - pair[0] > 1.9)
-        .collect();
-    assert!(holes.is_empty(), "{holes:?}");
 }
 
 #[tokio::test]
