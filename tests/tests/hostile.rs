@@ -50,10 +50,15 @@ macro_rules! targets {
 
 targets!(config, csr, envelope, frame, record, sql, stream, words);
 
-/// Not a test: `NEXUS_SEEDS=DIR cargo test -p nexus-tests --test hostile -- --ignored seeds` writes them.
+/// Into a folder of the caller's with `NEXUS_SEEDS=DIR cargo test -p nexus-tests --test hostile seeds`.
 #[test]
-#[ignore = "writes files"]
-fn seeds_are_written() {
-    let dir = std::env::var_os("NEXUS_SEEDS").unwrap();
-    seeds::write(Path::new(&dir)).unwrap();
+fn seeds_are_written_for_every_target() {
+    let own = tempfile::tempdir().unwrap();
+    let chosen = std::env::var_os("NEXUS_SEEDS");
+    let dir = chosen.as_deref().map_or(own.path(), Path::new);
+    seeds::write(dir).unwrap();
+    for (target, _) in TARGETS {
+        let written = fs::read_dir(dir.join(target)).unwrap();
+        assert!(written.count() > 0, "{target}");
+    }
 }
