@@ -152,6 +152,14 @@ impl Cable {
         }
     }
 
+    /// How many packets either side has sent so far, lost ones counted.
+    pub(super) fn packets(&self) -> u64 {
+        [&self.here, &self.there]
+            .map(|side| sent(side))
+            .iter()
+            .sum()
+    }
+
     /// The agent's side gets another address, as a laptop on another network does.
     pub(super) fn move_to(&self, address: &str) {
         self.run(&self.there, "ip addr flush dev cable");
@@ -193,4 +201,16 @@ impl Drop for Cable {
 fn succeeds(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+fn sent(namespace: &str) -> u64 {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace, "cat", "/proc/net/dev"]);
+    let devices = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let cable = devices
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("cable:"));
+    // Eight figures of what came, then bytes and packets of what went.
+    let packets = cable.and_then(|figures| figures.split_whitespace().nth(9));
+    packets.unwrap().parse().unwrap()
 }

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use nexus_runtime::clock::Clock;
 use nexus_tests::{
     agent::Agent,
     fleet::{Fleet, SOON},
     poll,
-    usage::cpu_time,
 };
 
 use super::cable::Cable;
@@ -132,9 +130,7 @@ async fn goes_on_without(percent: u32) {
     let agent = Agent::new(fleet.dir(), "alpha", &["interval=1s"]).within(&cable.there);
     fleet.join(agent).await.unwrap();
     fleet.connected("alpha").await.unwrap();
-    let programs = [fleet.collector.id(), fleet.agents[0].id()].map(Option::unwrap);
-    let clock = Clock::system();
-    let (before, begun) = (programs.map(cpu_time), clock.instant());
+    let before = cable.packets();
     cable.lose(percent);
     for _ in 0..3 {
         let lines = "for i in 1 2 3 4 5 6 7 8 9; do echo $i; done";
@@ -146,15 +142,10 @@ async fn goes_on_without(percent: u32) {
         );
     }
     nothing_lost_soon(&fleet).await;
-    let span = clock.instant() - begun;
-    for (what, program, before) in [
-        ("collector", programs[0], before[0]),
-        ("agent", programs[1], before[1]),
-    ] {
-        let used = cpu_time(program) - before;
-        println!("{percent} % loss: {what} used {used:?} of a processor in {span:?}");
-        assert!(used < span / 4, "{what} used {used:?} in {span:?}");
-    }
+    let packets = cable.packets() - before;
+    println!("{percent} % loss: {packets} packets sent");
+    // Some 100 are needed; whoever sends again at once, and at once again, sends far more.
+    assert!(packets < 5_000, "{packets} packets sent");
 }
 
 #[tokio::test]
