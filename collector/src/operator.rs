@@ -5,6 +5,7 @@ pub(crate) mod authorize;
 pub(crate) mod chain;
 pub(crate) mod fleet;
 pub(crate) mod gate;
+pub(crate) mod history;
 pub(crate) mod login;
 pub(crate) mod service;
 pub(crate) mod status;

@@ -126,6 +126,13 @@ pub const SIGNATURE_BYTES: usize = 1024;
 /// Bytes of one SQL statement.
 pub const SQL_BYTES: usize = 64 * 1024;
 
+/// Points of one answer about a metric, all of its series together.
+pub const METRIC_POINTS: usize = 250_000;
+/// Points of one message of such an answer, which stays far below [`MESSAGE_BYTES`].
+pub const METRIC_POINTS_A_MESSAGE: usize = 4096;
+/// Label matchers of one question about a metric.
+pub const METRIC_MATCHERS: usize = LABELS;
+
 /// Life of an agent's and a collector's certificate.
 pub const LEAF_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Life of an operator's certificate.

@@ -23,6 +23,9 @@ mod inventory;
 #[path = "e2e/jobs.rs"]
 mod jobs;
 #[cfg(test)]
+#[path = "e2e/metrics.rs"]
+mod metrics;
+#[cfg(test)]
 #[path = "e2e/nodes.rs"]
 mod nodes;
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub enum Command {
     Describe(DescribeArgs),
     /// Ask the fleet in SQL (one read-only SQLite statement)
     Query(QueryArgs),
+    /// A metric of a node over time, as a chart or as points
+    Metrics(MetricsArgs),
     /// Run a command or script on nodes
     Run(Box<RunArgs>),
     /// What a job wrote
@@ -176,6 +178,44 @@ pub struct QueryArgs {
     /// Give up after this long [default: the collector's]
     #[arg(long, value_name = "SPAN", value_parser = parse_span)]
     pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nexusctl metrics node/web-1 node_load1 --range 6h
+  nexusctl metrics node/web-1 'node_cpu_seconds_total{mode=\"idle\"}' --rate
+  nexusctl metrics node/web-1 node_memory_MemAvailable_bytes --from 7d --step 1h -o csv")]
+pub struct MetricsArgs {
+    /// node/NAME (or node NAME), then a metric, such as node_load1 or 'node_cpu_seconds_total{mode=\"idle\"}'
+    #[arg(value_name = "node/NAME METRIC", required = true, num_args = 1..=3)]
+    pub words: Vec<String>,
+    /// How far back, from --to
+    #[arg(
+        long,
+        value_name = "SPAN",
+        default_value = "1h",
+        value_parser = parse_span,
+        conflicts_with = "from"
+    )]
+    pub range: Duration,
+    /// From then: RFC 3339, or an age such as -10m or 7d
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub from: Option<String>,
+    /// Until then [default: now]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub to: Option<String>,
+    /// One point for each such span [default: in a chart a column, else as fine as points are kept]
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    pub step: Option<Duration>,
+    /// How fast a counter rises, per second
+    #[arg(long)]
+    pub rate: bool,
+    /// Give up after this long
+    #[arg(long, value_name = "SPAN", default_value = "30s", value_parser = parse_span)]
+    pub timeout: Duration,
     #[command(flatten)]
     pub output: OutputArgs,
 }

@@ -27,6 +27,7 @@ mod get;
 mod job;
 mod label;
 mod login;
+mod metrics;
 mod names;
 mod nodes;
 mod profile;
@@ -86,6 +87,7 @@ async fn command(cli: Cli) -> Outcome<Exit> {
         Command::Get(args) => get::get(&session, &args).await.map(done),
         Command::Describe(args) => describe::describe(&session, &args).await.map(done),
         Command::Query(args) => query::query(&session, &args).await.map(done),
+        Command::Metrics(args) => metrics::metrics(&session, &args).await.map(done),
         Command::Run(args) => run::run(&session, &args).await,
         Command::Logs(args) => job::logs(&session, &args).await,
         Command::Wait(args) => job::wait(&session, &args).await,

@@ -250,6 +250,32 @@ pub fn line(text: &str) -> Outcome {
         .map_err(broken)
 }
 
+/// Writes a text that has its own colours, and nothing of others that was not made visible.
+pub fn painted(text: &str) -> Outcome {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(broken)
+}
+
+/// Columns of standard output, and whether a terminal is there that shows more than ASCII.
+#[must_use]
+pub fn screen() -> (usize, bool) {
+    const WIDTH: usize = 80;
+    if !io::stdout().is_terminal() {
+        return (WIDTH, false);
+    }
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    // The first of them that is set says it (POSIX, 8.2).
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set);
+    let locale = locale.unwrap_or_default().to_ascii_lowercase();
+    let unicode = locale.contains("utf-8") || locale.contains("utf8");
+    let dumb = set("TERM").is_none_or(|term| term == "dumb");
+    let columns = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_col);
+    let width = if columns == 0 { WIDTH } else { columns.into() };
+    (width, unicode && !dumb)
+}
+
 /// One whole value as JSON, JSON lines or YAML; `None` for the formats that need columns.
 pub fn document(format: Format, value: &Value) -> Option<Outcome<String>> {
     match format {

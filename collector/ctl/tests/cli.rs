@@ -22,6 +22,9 @@ mod fake;
 #[path = "cli/lies.rs"]
 mod lies;
 #[cfg(test)]
+#[path = "cli/metrics.rs"]
+mod metrics;
+#[cfg(test)]
 #[path = "cli/screen.rs"]
 mod screen;
 #[cfg(test)]

@@ -137,7 +137,7 @@ mod tests {
         };
         let agent = Caller::Other(SpiffeId::agent("fleet.test", NodeId::random()).unwrap());
         let collector = Caller::Other(SpiffeId::collector("fleet.test", "r", "c").unwrap());
-        assert!(EFFECTS.len() >= 15);
+        assert!(EFFECTS.len() >= 16);
         for (path, _) in EFFECTS {
             let effect = effect_of(path);
             assert!(

@@ -215,7 +215,7 @@ impl Operators {
         }
     }
 
-    async fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, Status> {
+    pub(super) async fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, Status> {
         let read = move |store: &Store| store.nodes(as_of);
         crate::reads::read(&self.tasks, &self.store, "nodes", read)
             .await
@@ -313,7 +313,7 @@ fn row_to_wire(row: Vec<Value>) -> QueryRow {
 }
 
 /// The nodes of these names or ids, in the order asked, each once.
-fn named(rows: Vec<NodeRow>, names: &[String]) -> Result<Vec<NodeRow>, Status> {
+pub(super) fn named(rows: Vec<NodeRow>, names: &[String]) -> Result<Vec<NodeRow>, Status> {
     let mut by_name: BTreeMap<&str, Vec<&NodeRow>> = BTreeMap::new();
     for row in &rows {
         by_name.entry(&row.name).or_default().push(row);

@@ -17,6 +17,7 @@ use super::{
     authorize::{Caller, effects_of},
     chain, fleet,
     gate::{Gate, act, effects_to_wire},
+    history,
     watch::{self, Watch},
 };
 
@@ -61,6 +62,7 @@ type Stream<T> = ReceiverStream<Result<T, Status>>;
 impl operator_server::Operator for Service {
     type ListNodesStream = Stream<wire::ListNodesResponse>;
     type QueryStream = Stream<wire::QueryResponse>;
+    type ReadMetricsStream = Stream<wire::ReadMetricsResponse>;
     type WatchJobStream = Stream<wire::JobUpdate>;
     type ReadAuditStream = Stream<wire::AuditRow>;
 
@@ -170,6 +172,16 @@ impl operator_server::Operator for Service {
         _request: Request<wire::QuerySchemaRequest>,
     ) -> Result<Response<wire::QuerySchemaResponse>, Status> {
         Ok(Response::new(self.0.schema()))
+    }
+
+    async fn read_metrics(
+        &self,
+        request: Request<wire::ReadMetricsRequest>,
+    ) -> Result<Response<Self::ReadMetricsStream>, Status> {
+        let (head, series) = self.0.read_metrics(request.into_inner()).await?;
+        let (out, stream) = mpsc::channel(MESSAGES);
+        self.feed("read metrics", history::send(head, series, out));
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn submit_job(

@@ -55,6 +55,7 @@ fn messages(bytes: &[u8]) {
     comes_back::<operator::ListNodesResponse>(bytes);
     comes_back::<operator::SetLabelsRequest>(bytes);
     comes_back::<operator::QueryRequest>(bytes);
+    comes_back::<operator::ReadMetricsRequest>(bytes);
     comes_back::<operator::SubmitJobRequest>(bytes);
     comes_back::<operator::WatchJobRequest>(bytes);
     comes_back::<operator::JobUpdate>(bytes);
@@ -66,6 +67,7 @@ fn messages(bytes: &[u8]) {
     comes_back_encoded::<wire::UploadFrame>(bytes);
     comes_back_encoded::<wire::Record>(bytes);
     comes_back_encoded::<operator::QueryResponse>(bytes);
+    comes_back_encoded::<operator::ReadMetricsResponse>(bytes);
 
     if let Ok(request) = operator::SubmitJobRequest::decode(bytes)
         && let Ok(tree) = merkle::Tree::from_wire(&request.targets)

@@ -62,6 +62,9 @@ pub(crate) struct Seen {
     pub(crate) cancelled: u32,
     pub(crate) watches: u32,
     pub(crate) audit: Vec<wire::AuditRow>,
+    /// What `ReadMetrics` answers, and what it was last asked.
+    pub(crate) metrics: Vec<wire::ReadMetricsResponse>,
+    pub(crate) metrics_asked: Option<wire::ReadMetricsRequest>,
     pub(crate) lies: Lies,
 }
 
@@ -526,6 +529,21 @@ impl Operator for Fake {
         let id = TokenId::from_wire(&self.heard(request).token_id).unwrap();
         self.seen.lock().unwrap().revoked.push(id);
         Ok(Response::new(wire::RevokeTokenResponse {}))
+    }
+
+    type ReadMetricsStream = Boxed<wire::ReadMetricsResponse>;
+
+    async fn read_metrics(
+        &self,
+        request: Request<wire::ReadMetricsRequest>,
+    ) -> Answer<Self::ReadMetricsStream> {
+        let request = self.heard(request);
+        let mut seen = self.seen.lock().unwrap();
+        let answer = seen.metrics.clone();
+        seen.metrics_asked = Some(request);
+        Ok(Response::new(
+            stream::iter(answer.into_iter().map(Ok)).boxed(),
+        ))
     }
 
     type ReadAuditStream = Boxed<wire::AuditRow>;

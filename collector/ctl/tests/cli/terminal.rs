@@ -24,7 +24,12 @@ impl Shown {
 }
 
 /// Runs a command with a terminal as its three streams; `typed` waits in the terminal from the start.
-pub(crate) async fn run(mut command: Command, typed: &str) -> Shown {
+pub(crate) async fn run(command: Command, typed: &str) -> Shown {
+    run_as(command, typed, "xterm").await
+}
+
+/// The same on a terminal of this kind.
+pub(crate) async fn run_as(mut command: Command, typed: &str, kind: &str) -> Shown {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
@@ -39,7 +44,7 @@ pub(crate) async fn run(mut command: Command, typed: &str) -> Shown {
         .stdin(slave.try_clone().unwrap())
         .stdout(slave.try_clone().unwrap())
         .stderr(slave)
-        .env("TERM", "xterm")
+        .env("TERM", kind)
         // What is left of control characters is not the program's own.
         .env("NO_COLOR", "1");
     let mut child = command.spawn().unwrap();
