@@ -565,20 +565,27 @@ async fn projections_of_an_older_version_are_made_anew_from_the_log() {
     };
     let before = digests(&world.store);
     let World {
-        dir, clock, store, ..
+        dir,
+        clock,
+        mut store,
+        ..
     } = world;
-    store.close();
-    drop(store);
-    for shard in 0..2 {
-        // As the first version left it: without the count of records.
-        let path = dir.path().join(format!("shards/{shard}/state.db"));
-        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
-        let db = rusqlite::Connection::open_with_flags(&path, flags).unwrap();
-        db.execute_batch("ALTER TABLE cursors DROP COLUMN records; PRAGMA user_version = 1;")
-            .unwrap();
+    // As the first version left it, without the count of records, and as the third did.
+    let uncounted = "DROP TABLE package_versions; DROP INDEX inventory_packages_by_name;";
+    let first = format!("{uncounted} ALTER TABLE cursors DROP COLUMN records;");
+    for (version, sql) in [(1, first.as_str()), (3, uncounted)] {
+        store.close();
+        drop(store);
+        for shard in 0..2 {
+            let path = dir.path().join(format!("shards/{shard}/state.db"));
+            let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+            let db = rusqlite::Connection::open_with_flags(&path, flags).unwrap();
+            db.execute_batch(&format!("{sql} PRAGMA user_version = {version};"))
+                .unwrap();
+        }
+        store = Store::open(dir.path(), clock.clone()).unwrap();
+        assert_eq!(digests(&store), before, "of version {version}");
     }
-    let store = Store::open(dir.path(), clock).unwrap();
-    assert_eq!(digests(&store), before);
     assert!(
         dir.path().join("shards/0/state.db.v1").exists(),
         "no backup"

@@ -73,9 +73,18 @@ fn body(lane: Lane, value: i64) -> Body {
         }),
         Lane::Inventory => {
             let rows = (0..value)
-                .map(|n| Row(vec![Cell::Text(format!("user{n}")), Cell::Integer(n)]))
+                .map(|n| {
+                    // Of one name for several architectures, and in versions that come and go.
+                    let text = |text: String| Cell::Text(text);
+                    let version = if n == 0 { value } else { 1 };
+                    Row(vec![
+                        text(format!("package{}", n / 2)),
+                        text(version.to_string()),
+                        text(n.to_string()),
+                    ])
+                })
                 .collect();
-            Body::Section(Section::new("users", rows))
+            Body::Section(Section::new("packages", rows))
         }
         Lane::Metrics => {
             let key = Arc::new(SeriesKey::new("m", &[]));
@@ -207,6 +216,13 @@ async fn play(steps: Vec<Step>) {
         count(&store, "SELECT count(*) FROM events").await,
         i64::try_from(events).unwrap()
     );
+
+    let counted = "SELECT name, version, nodes FROM package_versions";
+    let rows = "SELECT name, version, count(DISTINCT node_id) FROM packages GROUP BY name, version";
+    for (one, other) in [(counted, rows), (rows, counted)] {
+        let sql = format!("SELECT count(*) FROM ({one} EXCEPT {other})");
+        assert_eq!(count(&store, &sql).await, 0, "{one}");
+    }
 
     let digest = store.digest(0).unwrap();
     store.rebuild_projections(0).await.unwrap();

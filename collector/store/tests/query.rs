@@ -256,13 +256,98 @@ async fn the_past_and_the_permitted_nodes_alone_are_seen() {
         nodes: Some(vec![world.nodes[1]]),
         ..QueryOptions::default()
     };
-    for view in ["nodes", "packages", "metrics", "labels"] {
+    for view in ["nodes", "packages", "package_versions", "metrics", "labels"] {
         let rows = world
             .rows(&format!("SELECT count(*) FROM {view}"), mine.clone())
             .await
             .unwrap();
         assert_eq!(rows, [[Value::Integer(1)]], "{view}");
     }
+}
+
+#[tokio::test]
+async fn versions_are_counted_over_the_shards_and_for_whoever_asks() {
+    let world = world().await;
+    let report = |node: usize, seq, version: &str| {
+        let row = |name: &str, arch: &str| {
+            let cells = [name, version, arch].map(|cell| Cell::Text(cell.into()));
+            Row(cells.to_vec())
+        };
+        let rows = vec![
+            row("bash", "amd64"),
+            row("libc6", "amd64"),
+            row("libc6", "i386"),
+        ];
+        let node = world.nodes[node];
+        let incarnation = Incarnation::from_wire(&[7; 16]).unwrap();
+        let records = vec![Record {
+            seq,
+            time: Timestamp(5000),
+            body: Body::Section(Section::new("packages", rows)),
+        }];
+        let records = Records {
+            node,
+            incarnation,
+            lane: Lane::Inventory,
+            records,
+        };
+        let store = world.store.clone();
+        async move { store.append_for(node, records).await.unwrap() }
+    };
+    for node in 0..4 {
+        report(node, 1, "1").await;
+    }
+    report(3, 2, "2").await;
+    let row =
+        |name: &str, version: &str, nodes| vec![text(name), text(version), Value::Integer(nodes)];
+    let sql = "SELECT * FROM package_versions WHERE version IN ('1', '2') ORDER BY name, version";
+    assert_eq!(
+        world.all(sql).await,
+        [
+            row("bash", "1", 3),
+            row("bash", "2", 1),
+            row("libc6", "1", 3),
+            row("libc6", "2", 1),
+        ]
+    );
+    // Those the others keep.
+    assert_eq!(
+        world
+            .all("SELECT * FROM package_versions WHERE name = 'bash' AND version LIKE '5.%'")
+            .await
+            .len(),
+        2
+    );
+    let mine = QueryOptions {
+        nodes: Some(vec![world.nodes[0], world.nodes[3]]),
+        ..QueryOptions::default()
+    };
+    assert_eq!(
+        world.rows(sql, mine).await.unwrap(),
+        [
+            row("bash", "1", 1),
+            row("bash", "2", 1),
+            row("libc6", "1", 1),
+            row("libc6", "2", 1),
+        ]
+    );
+    let then = |ms| QueryOptions {
+        as_of: Some(Timestamp(ms)),
+        ..QueryOptions::default()
+    };
+    assert!(world.rows(sql, then(1)).await.unwrap().is_empty());
+    let now = world.rows(sql, then(i64::MAX)).await.unwrap();
+    assert_eq!(now, world.all(sql).await);
+    // A package is found without a look at all of them.
+    assert_eq!(
+        world
+            .all("SELECT version, count(*) FROM packages WHERE name = 'libc6' GROUP BY version")
+            .await,
+        [
+            [text("1"), Value::Integer(6)],
+            [text("2"), Value::Integer(2)]
+        ]
+    );
 }
 
 #[tokio::test]

@@ -15,8 +15,8 @@ use crate::{
 };
 
 use catalog::{
-    audit, collectors, identities, jobs, labels, metrics, nodes, operators, run_output, runs,
-    sections, shards, tokens,
+    audit, collectors, identities, jobs, labels, metrics, nodes, operators, package_versions,
+    run_output, runs, sections, shards, tokens,
 };
 
 /// Where a view's rows are.
@@ -50,6 +50,15 @@ pub(super) struct View {
     pub(super) then: &'static str,
     /// The node column that a restriction to some nodes looks at.
     pub(super) node: Option<&'static str>,
+    /// Of a view that counts.
+    pub(super) counted: Option<Counted>,
+}
+
+/// How a view counts: its last column is a count of rows that are alike in the others. It is summed over the shards.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    /// The table of counts that are kept: for whoever sees all nodes, as they are now. Its columns are the view's.
+    pub(super) table: &'static str,
 }
 
 fn uuid(column: &str) -> String {
@@ -133,6 +142,7 @@ fn per_node(
         now: "1",
         then,
         node: Some("t.node"),
+        counted: None,
     }
 }
 
@@ -153,6 +163,7 @@ fn central(
         now: "1",
         then,
         node: None,
+        counted: None,
     }
 }
 
@@ -179,6 +190,7 @@ pub(super) fn all() -> Vec<View> {
         views.push(View { now: VALID, ..view });
     }
     views.extend([
+        package_versions(),
         sections(),
         metrics(
             "metrics",
@@ -278,23 +290,19 @@ impl View {
         as_of: Option<Timestamp>,
         some: bool,
     ) -> String {
+        if let Some(counted) = self.counted {
+            return self.counting_sql(counted, shards, as_of, some);
+        }
         let columns: Vec<String> = self
             .columns
             .iter()
             .map(|(name, _, _, sql)| format!("{sql} AS \"{name}\""))
             .collect();
-        let held = match as_of {
-            Some(then) => self.then.replace("{t}", &then.as_ms().to_string()),
-            None => self.now.to_owned(),
-        };
-        let permitted = match self.node {
-            Some(node) if some => format!(" AND {node} IN (SELECT node FROM temp.nexus_permitted)"),
-            _ => String::new(),
-        };
         let template = format!(
-            "SELECT {} FROM {} WHERE {held}{permitted}",
+            "SELECT {} FROM {} WHERE {}",
             columns.join(", "),
-            self.from
+            self.from,
+            self.seen(as_of, some)
         );
         let parts: Vec<String> = match self.place {
             Place::Shards => (0..)
@@ -312,6 +320,57 @@ impl View {
         };
         format!(
             "CREATE TEMP VIEW \"{}\" AS {}",
+            self.name,
+            parts.join(" UNION ALL ")
+        )
+    }
+
+    /// Which rows are seen: what holds, of the caller's nodes.
+    fn seen(&self, as_of: Option<Timestamp>, some: bool) -> String {
+        let held = match as_of {
+            Some(then) => self.then.replace("{t}", &then.as_ms().to_string()),
+            None => self.now.to_owned(),
+        };
+        match self.node {
+            Some(node) if some => {
+                format!("{held} AND {node} IN (SELECT node FROM temp.nexus_permitted)")
+            }
+            _ => held,
+        }
+    }
+
+    /// [`View::sql`] of a view that counts: from the counts that are kept, or else from the rows themselves.
+    fn counting_sql(
+        &self,
+        counted: Counted,
+        shards: &[String],
+        as_of: Option<Timestamp>,
+        some: bool,
+    ) -> String {
+        let names: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(name, ..)| format!("\"{name}\""))
+            .collect();
+        let alike = names.split_last().map_or(&[][..], |(_, alike)| alike);
+        let (names, alike) = (names.join(", "), alike.join(", "));
+        let count = self.columns.last();
+        let (count, rows) = count.map_or(("", ""), |(name, _, _, sql)| (name, sql));
+        let part = if as_of.is_none() && !some {
+            format!("SELECT {names} FROM {{s}}.{}", counted.table)
+        } else {
+            let seen = self.seen(as_of, some);
+            let from = &self.from;
+            format!(
+                "SELECT {alike}, {rows} AS \"{count}\" FROM {from} WHERE {seen} GROUP BY {alike}"
+            )
+        };
+        let parts: Vec<String> = shards
+            .iter()
+            .map(|schema| part.replace("{s}", schema))
+            .collect();
+        format!(
+            "CREATE TEMP VIEW \"{}\" AS SELECT {alike}, sum(\"{count}\") AS \"{count}\" FROM ({}) GROUP BY {alike}",
             self.name,
             parts.join(" UNION ALL ")
         )

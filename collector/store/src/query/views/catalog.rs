@@ -1,8 +1,8 @@
 //! The views that are not inventory, one function each.
 
 use super::{
-    Place, VALID, VALID_THEN, View, central, column, hex, joined, number, per_node, text, time,
-    uuid,
+    Counted, Place, VALID, VALID_THEN, View, central, column, hex, joined, number, per_node, text,
+    time, uuid,
 };
 
 pub(super) fn nodes() -> View {
@@ -71,6 +71,7 @@ pub(super) fn nodes() -> View {
         now: VALID,
         then: VALID_THEN,
         node: Some("t.node"),
+        counted: None,
     }
 }
 
@@ -94,6 +95,31 @@ pub(super) fn labels() -> View {
             "json_each".to_owned(),
         ],
         ..view
+    }
+}
+
+pub(super) fn package_versions() -> View {
+    View {
+        name: "package_versions",
+        about: "a version of a package that nodes have, and how many: kept counted, while `packages` must be counted",
+        place: Place::Shards,
+        columns: vec![
+            text("name", "package name", "t.name"),
+            text("version", "as in `packages`", "t.version"),
+            number("nodes", "how many nodes have it", "count(DISTINCT t.node)"),
+        ],
+        tables: vec![
+            "package_versions".to_owned(),
+            "inventory_packages".to_owned(),
+        ],
+        from: "{s}.inventory_packages t".to_owned(),
+        now: "t.valid_to_ms IS NULL AND t.name IS NOT NULL AND t.version IS NOT NULL",
+        then: "t.valid_from_ms <= {t} AND (t.valid_to_ms IS NULL OR t.valid_to_ms > {t}) \
+               AND t.name IS NOT NULL AND t.version IS NOT NULL",
+        node: Some("t.node"),
+        counted: Some(Counted {
+            table: "package_versions",
+        }),
     }
 }
 
@@ -139,6 +165,7 @@ pub(super) fn metrics(name: &'static str, about: &'static str, place: Place) -> 
         now: "1",
         then: "1",
         node: None,
+        counted: None,
     }
 }
 
@@ -338,6 +365,7 @@ pub(super) fn shards() -> View {
         now: "1",
         then: "1",
         node: None,
+        counted: None,
     }
 }
 
@@ -381,5 +409,6 @@ pub(super) fn audit() -> View {
         now: "1",
         then: "t.time_ms <= {t}",
         node: None,
+        counted: None,
     }
 }
