@@ -74,6 +74,14 @@ pub const SERIES: usize = 20_000;
 pub const SERIES_BYTES: usize = 4096;
 /// Bytes of the names and labels of all series of one stream: a key frame names them all, and is one record.
 pub const STREAM_KEY_BYTES: usize = RECORD_BYTES;
+/// Reports of one chunk of stored metrics.
+pub const CHUNK_REPORTS: usize = 4096;
+/// Series of one chunk: those of a node, and those that come and go within its span.
+pub const CHUNK_SERIES: usize = 2 * SERIES;
+/// Bytes of the names and labels of all series of one chunk.
+pub const CHUNK_KEY_BYTES: usize = 2 * STREAM_KEY_BYTES;
+/// Reports times series of one chunk, so that what it claims to hold fits in memory.
+pub const CHUNK_CELLS: usize = 1024 * 1024;
 /// Rows of one inventory section.
 pub const SECTION_ROWS: usize = 50_000;
 /// Bytes of a reason, an error or an event's message in a record.

@@ -19,6 +19,7 @@ use crate::{agent::v1 as wire, limits};
 pub use decode::Decoder;
 pub use encode::Encoder;
 pub use pool::KeyPool;
+pub use scale::Scale;
 
 /// The identity of a series: a metric's name with its labels.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,7 +9,7 @@ use super::MetricError;
 /// How a mantissa becomes a value: `m / 10^digits`, or `m × (1 / 10^digits)`, which rounds
 /// differently. node_exporter turns milliseconds into seconds the second way, most others use the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(super) struct Scale {
+pub struct Scale {
     digits: u8,
     reciprocal: bool,
 }
@@ -19,16 +19,36 @@ const POWERS: [f64; 10] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
 const BOUND: f64 = 9_223_372_036_854_775_808.0;
 
 impl Scale {
+    /// A scale of so many digits, of at most nine.
+    #[must_use]
+    pub fn new(digits: u8, reciprocal: bool) -> Option<Self> {
+        let scale = Self { digits, reciprocal };
+        (usize::from(digits) < POWERS.len()).then_some(scale)
+    }
+
+    /// How many decimal digits a value has.
+    #[must_use]
+    pub fn digits(self) -> u8 {
+        self.digits
+    }
+
+    /// Whether mantissas are multiplied with the reciprocal.
+    #[must_use]
+    pub fn is_reciprocal(self) -> bool {
+        self.reciprocal
+    }
+
     fn power(self) -> f64 {
         POWERS.get(usize::from(self.digits)).copied().unwrap_or(1.0)
     }
 
     /// The value of a mantissa.
+    #[must_use]
     #[expect(
         clippy::cast_precision_loss,
         reason = "the encoder uses a mantissa only if this gives the very value back"
     )]
-    pub(super) fn value(self, mantissa: i64) -> f64 {
+    pub fn value(self, mantissa: i64) -> f64 {
         if self.reciprocal {
             mantissa as f64 * (1.0 / self.power())
         } else {
@@ -37,7 +57,8 @@ impl Scale {
     }
 
     /// The mantissa whose value is exactly `value`.
-    pub(super) fn mantissa(self, value: f64) -> Option<i64> {
+    #[must_use]
+    pub fn mantissa(self, value: f64) -> Option<i64> {
         let scaled = (value * self.power()).round();
         // Neither do NaN and the infinities.
         if scaled.abs().partial_cmp(&BOUND) != Some(Ordering::Less) {
@@ -52,7 +73,8 @@ impl Scale {
     }
 
     /// The first scale from this one on that holds `value` exactly.
-    pub(super) fn fit(self, value: f64) -> Option<(Self, i64)> {
+    #[must_use]
+    pub fn fit(self, value: f64) -> Option<(Self, i64)> {
         if let Some(mantissa) = self.mantissa(value) {
             return Some((self, mantissa));
         }
@@ -63,14 +85,10 @@ impl Scale {
     }
 
     pub(super) fn from_wire(def: &wire::SeriesDef) -> Result<Self, MetricError> {
-        let digits = u8::try_from(def.scale)
+        u8::try_from(def.scale)
             .ok()
-            .filter(|digits| usize::from(*digits) < POWERS.len())
-            .ok_or(MetricError::Scale(def.scale))?;
-        Ok(Self {
-            digits,
-            reciprocal: def.reciprocal,
-        })
+            .and_then(|digits| Self::new(digits, def.reciprocal))
+            .ok_or(MetricError::Scale(def.scale))
     }
 
     pub(super) fn write(self, def: &mut wire::SeriesDef) {
