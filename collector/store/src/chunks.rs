@@ -13,8 +13,12 @@
 mod build;
 mod bytes;
 mod column;
+mod file;
+mod keep;
 mod keyset;
 mod raw;
+mod read;
+mod schema;
 mod unit;
 
 use std::{io, time::Duration};
@@ -22,6 +26,10 @@ use std::{io, time::Duration};
 use crate::StoreError;
 
 pub(crate) use build::{Builder, Built, Key};
+pub(crate) use file::{Cursor, Held, Keep, MetricsFile, NodeBatch, Resume, Totals, Writing};
+pub(crate) use keep::{Budget, Stepped};
+pub(crate) use read::{Answer, Ask, Line, Point, Samples, points};
+pub(crate) use schema::Resolution;
 
 /// How far ahead of the collector's clock a node's clock may be without being counted.
 pub(crate) const SKEW: Duration = Duration::from_secs(600);

@@ -86,14 +86,7 @@ pub(crate) fn sync_folder(dir: &Path) -> Result<(), StoreError> {
 
 /// Opens a file for its one writer, made or migrated as needed.
 pub(crate) fn open_writer(path: &Path, format: &Format) -> Result<Connection, StoreError> {
-    // SQLite would make it readable for everyone.
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(StoreError::file("cannot open", path))?;
+    make_private(path)?;
     let found = inspect(path, format)?;
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let setting = StoreError::sqlite("cannot set up", path);
@@ -120,6 +113,40 @@ pub(crate) fn open_writer(path: &Path, format: &Format) -> Result<Connection, St
             })?;
     }
     Ok(connection)
+}
+
+/// Makes a file that can give back room it no longer needs, a little at a time. Must be called before the file is
+/// opened for the first time.
+pub(crate) fn prepare_shrinking(path: &Path) -> Result<(), StoreError> {
+    if fs::metadata(path).is_ok_and(|found| found.len() > 0) {
+        return Ok(());
+    }
+    make_private(path)?;
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection
+        .execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM;")
+        .map_err(StoreError::sqlite("cannot set up", path))
+}
+
+/// SQLite would make it readable for everyone.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .map_err(StoreError::file("cannot open", path))
+}
+
+/// Gives back at most so many of the pages that are free.
+pub(crate) fn shrink(writer: &Connection, pages: u64) -> Result<(), StoreError> {
+    // Each step frees a page.
+    let mut statement = writer.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+    let mut rows = statement.query([])?;
+    while rows.next()?.is_some() {}
+    Ok(())
 }
 
 /// Opens a file that exists for reading.

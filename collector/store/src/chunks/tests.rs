@@ -13,6 +13,8 @@ use super::{
     raw::{Kind, Packer, Reports, Unpacker},
 };
 
+mod file;
+
 type Report = (i64, u32, Vec<(Key, f64)>);
 
 fn key(number: usize) -> Key {

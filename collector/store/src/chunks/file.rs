@@ -1,0 +1,527 @@
+//! `metrics.db`: the home of compacted metrics, one writer's side of it.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nexus_proto::{
+    ids::{Incarnation, NodeId},
+    time::Timestamp,
+};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+
+use super::{
+    Built, Key, WINDOW_MS, keyset,
+    schema::{self, Resolution},
+};
+use crate::{StoreError, db};
+
+/// Rollups begin this long after their window ended: what was reported within it has been compacted by then.
+const GRACE_MS: i64 = 20 * 60 * 1000;
+/// They are spread over this long, by node.
+const SPREAD_MS: i64 = 60 * 60 * 1000;
+/// A window of a node whose clock is ahead is rolled up after this at the latest.
+const PATIENCE_MS: i64 = 24 * 3600 * 1000;
+/// Hashes of key sets kept in memory.
+const KEYSETS: usize = 100_000;
+
+/// How long chunks are kept since they were stored, and how large the file may become.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keep {
+    pub(crate) raw: Duration,
+    pub(crate) minutes: Duration,
+    pub(crate) hours: Duration,
+    /// Beyond it the oldest raw chunks go first, then minutes, then hours.
+    pub(crate) bytes: u64,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        const DAY: u64 = 24 * 3600;
+        Self {
+            raw: Duration::from_secs(2 * DAY),
+            minutes: Duration::from_secs(30 * DAY),
+            hours: Duration::from_secs(730 * DAY),
+            bytes: u64::MAX,
+        }
+    }
+}
+
+impl Keep {
+    pub(super) fn of(&self, resolution: Resolution) -> Duration {
+        match resolution {
+            Resolution::Raw => self.raw,
+            Resolution::Minute => self.minutes,
+            Resolution::Hour => self.hours,
+        }
+    }
+}
+
+/// How far the metrics of one incarnation of a node are compacted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) seq: u64,
+    pub(crate) records: u64,
+}
+
+/// What a node is resumed with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resume {
+    pub(crate) node: NodeId,
+    /// When the collector last received metrics of it.
+    pub(crate) received: Timestamp,
+    pub(crate) state: Vec<u8>,
+    pub(crate) cursors: Vec<Cursor>,
+}
+
+/// What the file holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// Of the file, without what is free in it.
+    pub(crate) bytes: u64,
+    /// Free in it.
+    pub(crate) free_bytes: u64,
+    /// Raw, minutes, hours.
+    pub(crate) held: [Held; 3],
+    /// Since the file was made: reports replaced by a later one of the same time.
+    pub(crate) replaced: u64,
+    /// Reports whose time was ahead of the collector's.
+    pub(crate) ahead: u64,
+    /// Samples that came when neither raw chunks nor a free place in a rollup were there for them.
+    pub(crate) late: u64,
+}
+
+/// What it holds of one resolution.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) chunks: u64,
+    pub(crate) samples: u64,
+    /// Of the chunks' bodies.
+    pub(crate) bytes: u64,
+    /// When the oldest was stored.
+    pub(crate) oldest: Option<Timestamp>,
+}
+
+/// The file, open for its one writer.
+pub(crate) struct MetricsFile {
+    pub(super) path: PathBuf,
+    pub(super) connection: Connection,
+    pub(super) keep: Keep,
+    pub(super) keysets: Keysets,
+}
+
+impl MetricsFile {
+    pub(crate) fn open(path: &Path, keep: Keep) -> Result<Self, StoreError> {
+        db::prepare_shrinking(path)?;
+        Ok(Self {
+            connection: db::open_writer(path, &schema::format())?,
+            path: path.to_owned(),
+            keep,
+            keysets: Keysets::default(),
+        })
+    }
+
+    /// The log index up to which reports are in here.
+    pub(crate) fn chunked(&self) -> Result<i64, StoreError> {
+        meta(&self.connection, "chunked")
+    }
+
+    /// Begins one transaction.
+    pub(crate) fn begin(&mut self, now: Timestamp) -> Result<Writing<'_>, StoreError> {
+        self.keysets.begin();
+        Ok(Writing {
+            tx: self.connection.unchecked_transaction()?,
+            keysets: &mut self.keysets,
+            now,
+            counts: HashMap::new(),
+        })
+    }
+
+    /// Every node with what its reports resume from.
+    pub(crate) fn resumes(
+        &self,
+        mut each: impl FnMut(Resume) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut cursors = self
+            .connection
+            .prepare("SELECT incarnation, seq, records FROM cursors WHERE node = ?1")?;
+        let mut nodes = self
+            .connection
+            .prepare("SELECT id, node, received_ms, resume FROM nodes ORDER BY id")?;
+        let mut nodes = nodes.query([])?;
+        while let Some(row) = nodes.next()? {
+            let id: i64 = row.get(0)?;
+            let mut found = cursors.query([id])?;
+            let mut cursors = Vec::new();
+            while let Some(row) = found.next()? {
+                cursors.push(Cursor {
+                    incarnation: Incarnation::from_wire(blob(row, 0)?).map_err(damaged)?,
+                    seq: unsigned(row.get(1)?),
+                    records: unsigned(row.get(2)?),
+                });
+            }
+            each(Resume {
+                node: NodeId::from_wire(blob(row, 1)?).map_err(damaged)?,
+                received: Timestamp(row.get(2)?),
+                state: row.get(3)?,
+                cursors,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all of a node.
+    pub(crate) fn forget(&mut self, node: NodeId, now: Timestamp) -> Result<(), StoreError> {
+        let mut writing = self.begin(now)?;
+        if let Some(id) = number_of(&writing.tx, node)? {
+            for resolution in Resolution::ALL {
+                let chunks: Vec<i64> = {
+                    let sql = format!("SELECT id FROM {} WHERE node = ?1", resolution.table());
+                    let mut select = writing.tx.prepare_cached(&sql)?;
+                    let found = select.query_map([id], |row| row.get(0))?;
+                    found.collect::<Result<_, _>>()?
+                };
+                for chunk in chunks {
+                    writing.remove(resolution, chunk)?;
+                }
+            }
+            for sql in [
+                "DELETE FROM due WHERE node = ?1",
+                "DELETE FROM cursors WHERE node = ?1",
+                "DELETE FROM nodes WHERE id = ?1",
+            ] {
+                writing.tx.execute(sql, [id])?;
+            }
+        }
+        writing.end()
+    }
+
+    pub(crate) fn totals(&self) -> Result<Totals, StoreError> {
+        let (free, pages) = self.pages()?;
+        let page = self.pragma("page_size")?;
+        let mut totals = Totals {
+            bytes: pages.saturating_sub(free) * page,
+            free_bytes: free * page,
+            replaced: unsigned(meta(&self.connection, "replaced")?),
+            ahead: unsigned(meta(&self.connection, "ahead")?),
+            late: unsigned(meta(&self.connection, "late")?),
+            ..Totals::default()
+        };
+        for (resolution, held) in Resolution::ALL.into_iter().zip(&mut totals.held) {
+            let sql = format!(
+                "SELECT chunks, samples, bytes,
+                        (SELECT stored_ms FROM {} ORDER BY id LIMIT 1)
+                 FROM totals WHERE resolution = ?1",
+                resolution.table()
+            );
+            let mut select = self.connection.prepare_cached(&sql)?;
+            *held = select.query_row([resolution.number()], |row| {
+                Ok(Held {
+                    chunks: unsigned(row.get(0)?),
+                    samples: unsigned(row.get(1)?),
+                    bytes: unsigned(row.get(2)?),
+                    oldest: row.get::<_, Option<i64>>(3)?.map(Timestamp),
+                })
+            })?;
+        }
+        Ok(totals)
+    }
+
+    /// Free pages, and all pages.
+    pub(super) fn pages(&self) -> Result<(u64, u64), StoreError> {
+        Ok((self.pragma("freelist_count")?, self.pragma("page_count")?))
+    }
+
+    fn pragma(&self, name: &str) -> Result<u64, StoreError> {
+        let value = self
+            .connection
+            .pragma_query_value(None, name, |row| row.get(0));
+        Ok(value.map(unsigned)?)
+    }
+
+    /// Brings what is in the WAL into the file.
+    pub(crate) fn close(self) {
+        db::finish(&self.connection);
+    }
+}
+
+/// What is known of a node when it is written.
+#[derive(Debug)]
+pub(crate) struct NodeBatch<'a> {
+    pub(crate) node: NodeId,
+    pub(crate) received: Timestamp,
+    pub(crate) resume: &'a [u8],
+    pub(crate) cursors: &'a [Cursor],
+    pub(crate) chunks: &'a [Built],
+}
+
+/// A transaction. Nothing of it is there unless it is committed.
+pub(crate) struct Writing<'a> {
+    pub(super) tx: Transaction<'a>,
+    pub(super) keysets: &'a mut Keysets,
+    pub(super) now: Timestamp,
+    /// What is added to `meta` at the end.
+    pub(super) counts: HashMap<&'static str, i64>,
+}
+
+impl Writing<'_> {
+    /// Adds a node's chunks and replaces what it resumes from.
+    pub(crate) fn add(&mut self, batch: &NodeBatch<'_>) -> Result<(), StoreError> {
+        let node: i64 = self
+            .tx
+            .prepare_cached(
+                "INSERT INTO nodes (node, received_ms, resume) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (node) DO UPDATE SET received_ms = ?2, resume = ?3 RETURNING id",
+            )?
+            .query_row(
+                params![batch.node.as_bytes(), batch.received.as_ms(), batch.resume],
+                |row| row.get(0),
+            )?;
+        for cursor in batch.cursors {
+            self.tx
+                .prepare_cached(
+                    "INSERT INTO cursors (node, incarnation, seq, records) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT DO UPDATE SET seq = ?3, records = ?4",
+                )?
+                .execute(params![
+                    node,
+                    cursor.incarnation.as_bytes(),
+                    signed(cursor.seq),
+                    signed(cursor.records)
+                ])?;
+        }
+        for chunk in batch.chunks {
+            self.count("replaced", chunk.replaced);
+            self.count("ahead", chunk.ahead);
+            self.insert(Resolution::Raw, node, self.now, chunk)?;
+            for window in &chunk.windows {
+                self.mark(node, Resolution::Minute, *window, WINDOW_MS)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes it all durable, with the log index up to which reports are in here now.
+    pub(crate) fn commit(self, chunked: i64) -> Result<(), StoreError> {
+        self.tx
+            .prepare_cached(
+                "INSERT INTO meta (key, value) VALUES ('chunked', ?1)
+                 ON CONFLICT DO UPDATE SET value = ?1",
+            )?
+            .execute([chunked])?;
+        self.end()
+    }
+
+    pub(super) fn end(mut self) -> Result<(), StoreError> {
+        for (key, value) in self.counts.drain() {
+            self.tx
+                .prepare_cached(
+                    "INSERT INTO meta (key, value) VALUES (?1, ?2)
+                     ON CONFLICT DO UPDATE SET value = value + ?2",
+                )?
+                .execute(params![key, value])?;
+        }
+        self.keysets.write_uses(&self.tx)?;
+        self.tx.commit()?;
+        self.keysets.settled = true;
+        Ok(())
+    }
+
+    pub(super) fn count(&mut self, what: &'static str, by: usize) {
+        if by > 0 {
+            *self.counts.entry(what).or_default() += size(by);
+        }
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        resolution: Resolution,
+        node: i64,
+        stored: Timestamp,
+        chunk: &Built,
+    ) -> Result<(), StoreError> {
+        let keyset = self.keysets.id_of(&self.tx, &chunk.keys)?;
+        self.keysets.used(keyset, 1);
+        let sql = format!(
+            "INSERT INTO {} (node, from_ms, to_ms, stored_ms, samples, keyset, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            resolution.table()
+        );
+        self.tx.prepare_cached(&sql)?.execute(params![
+            node,
+            chunk.from.as_ms(),
+            chunk.to.as_ms(),
+            stored.as_ms(),
+            size(chunk.samples),
+            keyset,
+            chunk.body
+        ])?;
+        self.total(resolution, 1, size(chunk.samples), size(chunk.body.len()))
+    }
+
+    /// Removes a chunk.
+    pub(super) fn remove(&mut self, resolution: Resolution, chunk: i64) -> Result<(), StoreError> {
+        let sql = format!(
+            "DELETE FROM {} WHERE id = ?1 RETURNING keyset, samples, length(body)",
+            resolution.table()
+        );
+        let removed: Option<(i64, i64, i64)> = self
+            .tx
+            .prepare_cached(&sql)?
+            .query_row([chunk], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        let Some((keyset, samples, bytes)) = removed else {
+            return Ok(());
+        };
+        self.keysets.used(keyset, -1);
+        self.total(resolution, -1, -samples, -bytes)
+    }
+
+    fn total(
+        &self,
+        resolution: Resolution,
+        chunks: i64,
+        samples: i64,
+        bytes: i64,
+    ) -> Result<(), StoreError> {
+        self.tx
+            .prepare_cached(
+                "UPDATE totals SET chunks = chunks + ?2, samples = samples + ?3, bytes = bytes + ?4
+                 WHERE resolution = ?1",
+            )?
+            .execute(params![resolution.number(), chunks, samples, bytes])?;
+        Ok(())
+    }
+
+    /// Says that a window of a node must be rolled up into a resolution, once it has ended.
+    pub(super) fn mark(
+        &self,
+        node: i64,
+        resolution: Resolution,
+        window: i64,
+        length: i64,
+    ) -> Result<(), StoreError> {
+        let now = self.now.as_ms();
+        let end = window.saturating_add(length);
+        let patience = now.saturating_add(PATIENCE_MS);
+        let due = end.clamp(now, patience) + GRACE_MS + spread(node);
+        self.tx
+            .prepare_cached(
+                "INSERT INTO due (node, resolution, window_ms, due_ms) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![node, resolution.number(), window, due])?;
+        Ok(())
+    }
+}
+
+/// Nodes that come one after another are far apart.
+fn spread(node: i64) -> i64 {
+    // Knuth's multiplicative hash.
+    node.wrapping_mul(2_654_435_761).rem_euclid(SPREAD_MS)
+}
+
+/// Key sets that are known to be in the file.
+#[derive(Debug, Default)]
+pub(super) struct Keysets {
+    known: HashMap<[u8; 32], i64>,
+    uses: HashMap<i64, i64>,
+    /// Whether the last transaction was committed.
+    settled: bool,
+}
+
+impl Keysets {
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.settled, false) {
+            // What was learned in a transaction that never happened.
+            self.known.clear();
+            self.uses.clear();
+        }
+    }
+
+    fn id_of(&mut self, tx: &Connection, keys: &[Key]) -> Result<i64, StoreError> {
+        let list = keyset::write(keys);
+        let hash = *blake3::hash(&list).as_bytes();
+        if let Some(id) = self.known.get(&hash) {
+            return Ok(*id);
+        }
+        let found: Option<i64> = tx
+            .prepare_cached("SELECT id FROM keysets WHERE hash = ?1")?
+            .query_row([hash], |row| row.get(0))
+            .optional()?;
+        let id = match found {
+            Some(id) => id,
+            None => tx
+                .prepare_cached(
+                    "INSERT INTO keysets (hash, series, uses, body) VALUES (?1, ?2, 0, ?3)
+                     RETURNING id",
+                )?
+                .query_row(
+                    params![hash, size(keys.len()), keyset::pack(&list)?],
+                    |row| row.get(0),
+                )?,
+        };
+        if self.known.len() >= KEYSETS {
+            self.known.clear();
+        }
+        self.known.insert(hash, id);
+        Ok(id)
+    }
+
+    fn used(&mut self, keyset: i64, times: i64) {
+        *self.uses.entry(keyset).or_default() += times;
+    }
+
+    /// Removes those that no chunk names any more.
+    fn write_uses(&mut self, tx: &Connection) -> Result<(), StoreError> {
+        for (keyset, times) in self.uses.drain() {
+            let left: i64 = tx
+                .prepare_cached("UPDATE keysets SET uses = uses + ?2 WHERE id = ?1 RETURNING uses")?
+                .query_row(params![keyset, times], |row| row.get(0))?;
+            if left <= 0 {
+                tx.prepare_cached("DELETE FROM keysets WHERE id = ?1")?
+                    .execute([keyset])?;
+                self.known.retain(|_, id| *id != keyset);
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn meta(connection: &Connection, key: &str) -> Result<i64, StoreError> {
+    let mut select =
+        connection.prepare_cached("SELECT coalesce(max(value), 0) FROM meta WHERE key = ?1")?;
+    Ok(select.query_row([key], |row| row.get(0))?)
+}
+
+/// A node's number in this file.
+pub(super) fn number_of(connection: &Connection, node: NodeId) -> Result<Option<i64>, StoreError> {
+    let found = connection
+        .prepare_cached("SELECT id FROM nodes WHERE node = ?1")?
+        .query_row([node.as_bytes()], |row| row.get(0))
+        .optional()?;
+    Ok(found)
+}
+
+pub(super) fn blob<'a>(row: &'a rusqlite::Row<'_>, column: usize) -> rusqlite::Result<&'a [u8]> {
+    Ok(row.get_ref(column)?.as_blob()?)
+}
+
+fn damaged(error: nexus_proto::ids::IdError) -> StoreError {
+    StoreError::corrupt("a row of a node's metrics", error)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+pub(super) fn size(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

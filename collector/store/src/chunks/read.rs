@@ -1,0 +1,203 @@
+//! Points of a node's series, from what of them still exists.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use nexus_proto::{ids::NodeId, time::Timestamp};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{
+    Key,
+    file::{blob, number_of},
+    keyset,
+    raw::{Kind, Reports, Unpacker},
+    schema::Resolution,
+};
+use crate::StoreError;
+
+/// Which points are wanted.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask<'a> {
+    pub(crate) node: NodeId,
+    pub(crate) name: &'a str,
+    /// Labels that a series must have.
+    pub(crate) labels: &'a [(String, String)],
+    pub(crate) from: Timestamp,
+    pub(crate) to: Timestamp,
+    /// How far apart points should be.
+    pub(crate) step: Option<Duration>,
+}
+
+impl Ask<'_> {
+    pub(crate) fn wants(&self, key: &Key) -> bool {
+        key.0.name == self.name
+            && self
+                .labels
+                .iter()
+                .all(|(name, value)| key.0.label(name) == Some(value))
+    }
+
+    fn spans(&self, time: i64) -> bool {
+        (self.from.as_ms()..=self.to.as_ms()).contains(&time)
+    }
+}
+
+/// What there is of one series between two times.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Point {
+    /// Of a sample, or when the minute or hour begins.
+    pub(crate) time: Timestamp,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+    pub(crate) sum: f64,
+    /// Values that are not NaN.
+    pub(crate) count: u64,
+    /// NaN too, if it was.
+    pub(crate) last: f64,
+    /// Of a counter in a minute or hour.
+    pub(crate) increase: Option<f64>,
+}
+
+impl Point {
+    pub(crate) fn of_sample(time: i64, value: f64) -> Self {
+        Self {
+            time: Timestamp(time),
+            min: value,
+            max: value,
+            sum: value,
+            count: u64::from(!value.is_nan()),
+            last: value,
+            increase: None,
+        }
+    }
+}
+
+/// The points of one series, in order of time.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) key: Key,
+    pub(crate) points: Vec<Point>,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) resolution: Resolution,
+    pub(crate) lines: Vec<Line>,
+}
+
+/// Samples by series, in the order in which they came.
+pub(crate) type Samples = BTreeMap<Key, Vec<(i64, f64)>>;
+
+/// The points that were asked for. `head` are samples that came later than all that is in the file.
+pub(crate) fn points(
+    connection: &Connection,
+    ask: &Ask<'_>,
+    head: Samples,
+) -> Result<Answer, StoreError> {
+    // One transaction: chunks are replaced meanwhile.
+    let read = connection.unchecked_transaction()?;
+    let mut lines: BTreeMap<Key, Vec<Point>> = BTreeMap::new();
+    let mut samples = Samples::new();
+    if let Some(node) = number_of(&read, ask.node)? {
+        let span = (ask.from.as_ms(), ask.to.as_ms());
+        samples = raw_samples(&read, (node, ask.node), span, |key| ask.wants(key))?;
+    }
+    for (key, mut values) in head {
+        if ask.wants(&key) {
+            values.retain(|(time, _)| ask.spans(*time));
+            samples.entry(key).or_default().extend(values);
+        }
+    }
+    for (key, mut values) in samples {
+        in_order(&mut values);
+        let points = values
+            .into_iter()
+            .map(|(time, value)| Point::of_sample(time, value));
+        lines.entry(key).or_default().extend(points);
+    }
+    Ok(Answer {
+        resolution: Resolution::Raw,
+        lines: lines
+            .into_iter()
+            .filter(|(_, points)| !points.is_empty())
+            .map(|(key, points)| Line { key, points })
+            .collect(),
+    })
+}
+
+/// By time; of the same time the last.
+pub(super) fn in_order(values: &mut Vec<(i64, f64)>) {
+    let rising = |pair: &[(i64, f64)]| matches!(pair, [a, b] if a.0 < b.0);
+    if !values.windows(2).all(rising) {
+        values.sort_by_key(|(time, _)| *time);
+        values.reverse();
+        values.dedup_by_key(|(time, _)| *time);
+        values.reverse();
+    }
+}
+
+/// What raw chunks have between two times, both included.
+pub(super) fn raw_samples(
+    connection: &Connection,
+    (number, node): (i64, NodeId),
+    (from, to): (i64, i64),
+    wanted: impl Fn(&Key) -> bool,
+) -> Result<Samples, StoreError> {
+    let mut samples = Samples::new();
+    let mut keys = KeyLists::default();
+    let mut unpacker = Unpacker::new()?;
+    let mut chunks = connection.prepare_cached(
+        "SELECT id, keyset, body FROM raw WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3 ORDER BY id",
+    )?;
+    let mut chunks = chunks.query(params![number, from, to])?;
+    while let Some(row) = chunks.next()? {
+        let keys = keys.get(connection, row.get(1)?)?;
+        let wanted: Vec<bool> = keys.iter().map(&wanted).collect();
+        if !wanted.contains(&true) {
+            continue;
+        }
+        let reports = unpacker
+            .unpack(Kind::Raw, blob(row, 2)?)
+            .and_then(|body| {
+                let wanted = |index: usize| wanted.get(index) == Some(&true);
+                Reports::read(body, keys.len(), wanted)
+            })
+            .map_err(|e| {
+                let id: i64 = row.get(0).unwrap_or_default();
+                StoreError::corrupt(&format!("chunk {id} of raw metrics of node {node}"), e)
+            })?;
+        for series in &reports.series {
+            if let Some(key) = keys.get(series.index) {
+                let found = reports.points(series);
+                let found = found.filter(|(time, _)| (from..=to).contains(time));
+                samples.entry(key.clone()).or_default().extend(found);
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// Key sets that were read already.
+#[derive(Debug, Default)]
+pub(super) struct KeyLists(HashMap<i64, Vec<Key>>);
+
+impl KeyLists {
+    pub(super) fn get(&mut self, connection: &Connection, id: i64) -> Result<&[Key], StoreError> {
+        if let std::collections::hash_map::Entry::Vacant(vacant) = self.0.entry(id) {
+            let body: Option<Vec<u8>> = connection
+                .prepare_cached("SELECT body FROM keysets WHERE id = ?1")?
+                .query_row([id], |row| row.get(0))
+                .optional()?;
+            let what = || format!("list {id} of series");
+            let body = body.ok_or_else(|| StoreError::Corrupt {
+                what: what(),
+                source: None,
+            })?;
+            vacant.insert(keyset::read(&body).map_err(|e| StoreError::corrupt(&what(), e))?);
+        }
+        Ok(self.0.get(&id).map(Vec::as_slice).unwrap_or_default())
+    }
+}
