@@ -2,11 +2,17 @@
 //! in base units, and says in words what it does. Wall time is noisy on shared machines: processor seconds and
 //! ratios come first.
 
+pub mod all;
 pub mod connect;
 pub mod fanout;
 pub mod footprint;
+pub mod growth;
 pub mod ingest;
+pub mod machine;
+pub mod peers;
 pub mod query;
+pub mod recover;
+pub mod shell;
 
 use std::{path::Path, sync::atomic::Ordering, time::Duration};
 
@@ -59,6 +65,11 @@ impl Load {
             "seed": self.seed,
         });
         params.as_object().cloned().unwrap_or_default()
+    }
+
+    /// Series of each as a factor.
+    fn series(&self) -> f64 {
+        float(u64::try_from(self.series).unwrap_or(u64::MAX))
     }
 }
 

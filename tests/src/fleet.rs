@@ -10,7 +10,7 @@ use crate::{
     collector::{Collector, Place},
     ctl::{Ctl, Said},
     fault::{Fault, Outcome},
-    poll,
+    poll, scrape,
 };
 
 /// What takes longer on this host is a failure.
@@ -180,25 +180,6 @@ impl Fleet {
 
     /// A page of the metrics port.
     pub async fn page(&self, path: &str) -> Outcome<String> {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let address = &self.collector.endpoints().metrics;
-        let mut stream = tokio::net::TcpStream::connect(address)
-            .await
-            .map_err(Fault::io(address))?;
-        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-        stream
-            .write_all(request.as_bytes())
-            .await
-            .map_err(Fault::io(address))?;
-        let mut answer = Vec::new();
-        stream
-            .read_to_end(&mut answer)
-            .await
-            .map_err(Fault::io(address))?;
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        match answer.split_once("\r\n\r\n") {
-            Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
-            _ => Err(Fault::new(answer)),
-        }
+        scrape::get(&self.collector.endpoints().metrics, path).await
     }
 }

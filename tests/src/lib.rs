@@ -19,6 +19,7 @@ pub mod process;
 pub mod programs;
 pub mod relay;
 pub mod report;
+pub mod scrape;
 pub mod soak;
 pub mod strangers;
 pub mod swarm;

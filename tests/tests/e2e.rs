@@ -5,6 +5,9 @@
 #[path = "e2e/agent.rs"]
 mod agent;
 #[cfg(test)]
+#[path = "e2e/bench.rs"]
+mod bench;
+#[cfg(test)]
 #[path = "e2e/clones.rs"]
 mod clones;
 #[cfg(test)]

@@ -70,7 +70,6 @@ pub async fn run(load: Load, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
             "seconds",
             &params,
         ),
-        figure("recover", "seconds", up.as_secs_f64(), "seconds", &params),
     ];
     stage.end().await?;
     Ok(figures)

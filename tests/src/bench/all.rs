@@ -1,0 +1,226 @@
+//! Every benchmark, one after the other, each in a process of its own, so that none inherits what another left and
+//! one that fails or hangs costs the others nothing. What they print is kept, and made a page of in the end.
+
+use std::{
+    fs::{self, OpenOptions},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Map, Value, json};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, timeout},
+};
+
+use crate::{
+    fault::{Fault, Outcome},
+    figure::Figure,
+    report,
+};
+
+/// To end everything it started.
+const ENDING: Duration = Duration::from_secs(60);
+
+/// One benchmark.
+#[derive(Debug)]
+pub struct Step {
+    /// As on the command line; the first word names it.
+    pub line: &'static str,
+    /// About how long it takes on two cores, seconds.
+    pub seconds: u64,
+}
+
+const fn step(line: &'static str, seconds: u64) -> Step {
+    Step { line, seconds }
+}
+
+/// What is run with the parameters of the budgets.
+pub const WHOLE: [Step; 10] = [
+    step("footprint --seconds 600", 640),
+    step("connect --agents 5000", 90),
+    step("connect --agents 10000", 150),
+    step(
+        "ingest --agents 10000 --seconds 600 --peer-agents 1000 --peer-seconds 120",
+        900,
+    ),
+    step("recover --agents 10000 --seconds 60", 210),
+    step(
+        "fanout --agents 10000 --processes 50 --hosts 10 --times 5",
+        240,
+    ),
+    step("query --agents 10000 --times 20", 240),
+    step("growth --agents 100,1000,5000,10000 --seconds 20", 480),
+    step("soak --seconds 60", 150),
+    step("strangers", 60),
+];
+
+/// What shows in minutes that all of it works, with figures that say little.
+pub const QUICK: [Step; 9] = [
+    step("footprint --seconds 20", 60),
+    step("connect --agents 200", 20),
+    step(
+        "ingest --agents 200 --interval 2 --seconds 10 --peer-agents 100 --peer-seconds 10",
+        60,
+    ),
+    step("recover --agents 200 --interval 2 --seconds 5", 25),
+    step("fanout --agents 200 --processes 5 --hosts 3 --times 2", 60),
+    step("query --agents 200 --times 5", 25),
+    step("growth --agents 50,100,200 --interval 2 --seconds 5", 90),
+    step("soak --seconds 10", 40),
+    step("strangers --strangers 200 --addresses 25 --calls 20", 20),
+];
+
+/// Where raw lines and charts are kept beside the page.
+#[must_use]
+pub fn folder(out: &Path) -> PathBuf {
+    out.join(report::FOLDER)
+}
+
+/// Runs the steps, all or those of a name, with these words behind each that takes peers, and writes the page. It fails when a step did.
+pub async fn run(
+    steps: &[Step],
+    only: &[String],
+    peers: &[String],
+    out: &Path,
+    say: &dyn Fn(&str),
+) -> Outcome {
+    if let Some(name) = only
+        .iter()
+        .find(|name| !steps.iter().any(|step| step.name() == *name))
+    {
+        return Err(Fault::new(format!("no benchmark {name}")));
+    }
+    let steps = steps.iter();
+    let chosen =
+        steps.filter(|step| only.is_empty() || only.iter().any(|name| name == step.name()));
+    let steps: Vec<&Step> = chosen.collect();
+    let dir = folder(out);
+    fs::create_dir_all(&dir).map_err(Fault::io(dir.display()))?;
+    for name in steps
+        .iter()
+        .map(|step| step.name())
+        .chain(["all", "machine"])
+    {
+        drop(fs::remove_file(dir.join(format!("{name}.jsonl"))));
+    }
+    let planned: u64 = steps.iter().map(|step| step.seconds).sum();
+    say(&format!(
+        "{} benchmarks, about {} minutes; raw lines in {}",
+        steps.len(),
+        planned.div_ceil(60),
+        dir.display()
+    ));
+    let mut failed = Vec::new();
+    let machine = step("machine", 5);
+    for (number, step) in std::iter::once(&machine)
+        .chain(steps.iter().copied())
+        .enumerate()
+    {
+        if number > 0 {
+            say(&format!("\n{number}/{}: {}", steps.len(), step.line));
+        }
+        let begun = Instant::now();
+        let ended = step.run(peers, &dir).await;
+        if let Err(fault) = &ended {
+            say(&format!("{} failed: {fault}", step.name()));
+            failed.push(step.line);
+        }
+        if number > 0 {
+            let took = step.took(begun.elapsed(), ended.err());
+            append(&dir.join("all.jsonl"), &format!("{}\n", took.to_line()))?;
+        }
+    }
+    report::write(&[dir], out)?;
+    say(&format!("\n{}", out.join(report::PAGE).display()));
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Fault::new(format!("failed: {}", failed.join("; "))))
+    }
+}
+
+impl Step {
+    fn name(&self) -> &'static str {
+        self.line.split(' ').next().unwrap_or(self.line)
+    }
+
+    fn takes_peers(&self) -> bool {
+        ["ingest", "fanout"].contains(&self.name())
+    }
+
+    /// What stops it, three times as long as it is thought to take.
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.seconds * 3 + 300)
+    }
+
+    async fn run(&self, peers: &[String], dir: &Path) -> Outcome {
+        let path = dir.join(format!("{}.jsonl", self.name()));
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.map_err(Fault::io(path.display()))?;
+        let own = std::env::current_exe().map_err(Fault::io("find this program"))?;
+        let mut command = Command::new(own);
+        command.args(self.line.split(' '));
+        if self.takes_peers() {
+            command.args(peers);
+        }
+        let child = command.stdin(Stdio::null()).stdout(file).spawn();
+        let mut running = Running(child.map_err(Fault::io("start a benchmark"))?);
+        let status = match timeout(self.limit(), running.0.wait()).await {
+            Ok(status) => status.map_err(Fault::io("wait"))?,
+            Err(_) => {
+                running.terminate();
+                drop(timeout(ENDING, running.0.wait()).await);
+                return Err(Fault::new(format!("not done after {:?}", self.limit())));
+            }
+        };
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Fault::new(format!("{status}")))
+        }
+    }
+
+    fn took(&self, span: Duration, fault: Option<Fault>) -> Figure {
+        let given = json!({
+            "line": self.line,
+            "ended": fault.map_or_else(|| "well".to_owned(), |fault| fault.to_string()),
+        });
+        let params: Map<String, Value> = given.as_object().cloned().unwrap_or_default();
+        Figure {
+            bench: "all",
+            figure: "seconds",
+            subject: "nexus-bench",
+            value: span.as_secs_f64(),
+            unit: "seconds",
+            params,
+        }
+    }
+}
+
+/// A benchmark in its process, which is asked to end when nobody waits for it any more.
+struct Running(Child);
+
+impl Running {
+    fn terminate(&self) {
+        let id = self.0.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(pid) = id.and_then(Pid::from_raw) {
+            // It may have ended in between.
+            let _gone = kill_process(pid, Signal::TERM);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.terminate();
+    }
+}
+
+fn append(path: &Path, text: &str) -> Outcome {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let written = file.and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
+    written.map_err(Fault::io(path.display()))
+}
