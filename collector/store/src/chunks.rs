@@ -18,6 +18,8 @@ mod keep;
 mod keyset;
 mod raw;
 mod read;
+mod roll;
+mod rolled;
 mod schema;
 mod unit;
 
@@ -35,7 +37,11 @@ pub(crate) use schema::Resolution;
 pub(crate) const SKEW: Duration = Duration::from_secs(600);
 
 /// Raw chunks are gathered, and rollups of a minute made, by windows of this length, aligned to UTC.
-const WINDOW_MS: i64 = 2 * 3600 * 1000;
+const WINDOW_MS: i64 = 2 * HOUR_MS;
+/// Windows of points of an hour.
+const DAY_MS: i64 = 24 * HOUR_MS;
+const HOUR_MS: i64 = 60 * MINUTE_MS;
+const MINUTE_MS: i64 = 60_000;
 
 /// A chunk is not what it should be, or would not be.
 #[derive(Debug, thiserror::Error)]

@@ -19,6 +19,12 @@ const POWERS: [f64; 10] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
 const BOUND: f64 = 9_223_372_036_854_775_808.0;
 
 impl Scale {
+    /// Of integers.
+    pub const WHOLE: Self = Self {
+        digits: 0,
+        reciprocal: false,
+    };
+
     /// A scale of so many digits, of at most nine.
     #[must_use]
     pub fn new(digits: u8, reciprocal: bool) -> Option<Self> {

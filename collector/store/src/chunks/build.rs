@@ -12,6 +12,7 @@ use super::{
     ChunkError, SKEW, WINDOW_MS,
     column::Columns,
     raw::{self, Kind, Packer, Ranges},
+    rolled::window,
 };
 
 /// What makes a series: a series that changes its type is another one.
@@ -165,7 +166,7 @@ impl Builder {
             .collect();
         let mut windows: Vec<i64> = reports
             .iter()
-            .map(|(time, _)| time.div_euclid(WINDOW_MS).saturating_mul(WINDOW_MS))
+            .map(|(time, _)| window(*time, WINDOW_MS))
             .collect();
         windows.dedup();
         self.body.clear();

@@ -3,7 +3,7 @@
 
 use nexus_proto::time::Timestamp;
 
-use super::{file::MetricsFile, schema::Resolution};
+use super::{file::MetricsFile, roll::Work, schema::Resolution};
 use crate::{StoreError, db};
 
 /// Free pages are left to what is written next: one in so many of all.
@@ -46,13 +46,18 @@ impl Stepped {
     }
 }
 
+struct Chunk {
+    id: i64,
+    stored: Timestamp,
+    bytes: u64,
+}
+
 impl MetricsFile {
     /// Does some of what is due, in one transaction at most for each thing.
     pub(crate) fn step(&mut self, now: Timestamp, budget: Budget) -> Result<Stepped, StoreError> {
-        let chunks = self.remove_old(now, budget.chunks)?;
         Ok(Stepped {
-            windows: 0,
-            chunks,
+            windows: self.roll(now, budget.windows)?,
+            chunks: self.remove_old(now, budget.chunks)?,
             pages: self.give_back(budget.pages)?,
         })
     }
@@ -62,15 +67,19 @@ impl MetricsFile {
         for resolution in Resolution::ALL {
             let limit = now.before(self.keep.of(resolution));
             let oldest = self.oldest(resolution, most - doomed.len())?;
-            let old = oldest.into_iter().take_while(|(_, stored)| *stored < limit);
-            doomed.extend(old.map(|(id, _)| (resolution, id)));
+            let old = oldest.into_iter().take_while(|chunk| chunk.stored < limit);
+            doomed.extend(old.map(|chunk| (resolution, chunk.id)));
         }
-        if doomed.is_empty() && self.totals()?.bytes > self.keep.bytes {
-            for resolution in Resolution::ALL {
-                let oldest = self.oldest(resolution, most)?;
-                doomed.extend(oldest.into_iter().map(|(id, _)| (resolution, id)));
-                if !doomed.is_empty() {
-                    break;
+        let excess = self.totals()?.bytes.saturating_sub(self.keep.bytes);
+        for resolution in Resolution::ALL {
+            if excess == 0 || !doomed.is_empty() {
+                break;
+            }
+            let mut bytes = 0;
+            for chunk in self.oldest(resolution, most)? {
+                if bytes < excess {
+                    bytes += chunk.bytes;
+                    doomed.push((resolution, chunk.id));
                 }
             }
         }
@@ -78,26 +87,29 @@ impl MetricsFile {
             return Ok(0);
         }
         let mut writing = self.begin(now)?;
+        let mut work = Work::new()?;
         for (resolution, id) in &doomed {
+            if *resolution == Resolution::Raw {
+                work.roll_before(&mut writing, *id)?;
+            }
             writing.remove(*resolution, *id)?;
         }
         writing.end()?;
         Ok(doomed.len())
     }
 
-    /// The oldest chunks with when they were stored.
-    fn oldest(
-        &self,
-        resolution: Resolution,
-        most: usize,
-    ) -> Result<Vec<(i64, Timestamp)>, StoreError> {
+    fn oldest(&self, resolution: Resolution, most: usize) -> Result<Vec<Chunk>, StoreError> {
         let sql = format!(
-            "SELECT id, stored_ms FROM {} ORDER BY id LIMIT ?1",
+            "SELECT id, stored_ms, length(body) FROM {} ORDER BY id LIMIT ?1",
             resolution.table()
         );
         let mut select = self.connection.prepare_cached(&sql)?;
         let rows = select.query_map([super::file::size(most)], |row| {
-            Ok((row.get(0)?, Timestamp(row.get(1)?)))
+            Ok(Chunk {
+                id: row.get(0)?,
+                stored: Timestamp(row.get(1)?),
+                bytes: u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
+            })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }

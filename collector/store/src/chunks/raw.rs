@@ -159,22 +159,9 @@ impl Reports {
         wanted: impl Fn(usize) -> bool,
     ) -> Result<Self, ChunkError> {
         let mut bytes = Bytes(body);
-        let reports = bytes.size("reports", limits::CHUNK_REPORTS)?;
-        let found = bytes.size("series", limits::CHUNK_SERIES)?;
-        if found != series {
-            return Err(ChunkError::Damaged("its key set has other series"));
-        }
-        let cells = reports * series;
-        if cells > limits::CHUNK_CELLS {
-            return Err(ChunkError::TooMany {
-                what: "values",
-                found: u64::try_from(cells).unwrap_or(u64::MAX),
-                limit: limits::CHUNK_CELLS,
-            });
-        }
-        let times = column::read_times(&mut bytes, reports)?;
-        let intervals = column::read_runs(&mut bytes, reports)?;
-        let partial = read_partial(&mut bytes, reports, series)?;
+        let head = Head::read(&mut bytes, series, 1)?;
+        let (times, partial) = (head.times, head.partial);
+        let reports = times.len();
         let mut counts = vec![reports; series];
         for (index, ranges) in &partial {
             if let Some(count) = counts.get_mut(*index) {
@@ -199,7 +186,44 @@ impl Reports {
         Ok(Self {
             series: columns.collect(),
             times,
-            intervals,
+            intervals: head.intervals,
+        })
+    }
+}
+
+/// What stands before the columns.
+pub(super) struct Head {
+    pub(super) times: Vec<i64>,
+    pub(super) intervals: Vec<u32>,
+    /// Series that are not in all reports.
+    pub(super) partial: Vec<(usize, Ranges)>,
+}
+
+impl Head {
+    /// Reads it; each series has so many columns.
+    pub(super) fn read(
+        bytes: &mut Bytes<'_>,
+        series: usize,
+        columns: usize,
+    ) -> Result<Self, ChunkError> {
+        let reports = bytes.size("reports", limits::CHUNK_REPORTS)?;
+        let found = bytes.size("series", limits::CHUNK_SERIES)?;
+        if found != series {
+            return Err(ChunkError::Damaged("its key set has other series"));
+        }
+        let cells = reports * series * columns;
+        if cells > limits::CHUNK_CELLS {
+            return Err(ChunkError::TooMany {
+                what: "values",
+                found: u64::try_from(cells).unwrap_or(u64::MAX),
+                limit: limits::CHUNK_CELLS,
+            });
+        }
+        let times = column::read_times(bytes, reports)?;
+        Ok(Self {
+            intervals: column::read_runs(bytes, reports)?,
+            partial: read_partial(bytes, reports, series)?,
+            times,
         })
     }
 }

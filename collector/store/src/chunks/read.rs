@@ -13,6 +13,8 @@ use super::{
     file::{blob, number_of},
     keyset,
     raw::{Kind, Reports, Unpacker},
+    roll::rolled_points,
+    rolled::{Lines, Roller, window},
     schema::Resolution,
 };
 use crate::StoreError;
@@ -37,10 +39,6 @@ impl Ask<'_> {
                 .labels
                 .iter()
                 .all(|(name, value)| key.0.label(name) == Some(value))
-    }
-
-    fn spans(&self, time: i64) -> bool {
-        (self.from.as_ms()..=self.to.as_ms()).contains(&time)
     }
 }
 
@@ -99,33 +97,115 @@ pub(crate) fn points(
 ) -> Result<Answer, StoreError> {
     // One transaction: chunks are replaced meanwhile.
     let read = connection.unchecked_transaction()?;
-    let mut lines: BTreeMap<Key, Vec<Point>> = BTreeMap::new();
+    let number = number_of(&read, ask.node)?;
+    let resolution = match number {
+        Some(number) => choose(&read, number, ask)?,
+        None => by_step(ask.step),
+    };
+    let length = resolution.length();
+    let span = (window(ask.from.as_ms(), length), ask.to.as_ms());
+    let mut lines = Lines::new();
     let mut samples = Samples::new();
-    if let Some(node) = number_of(&read, ask.node)? {
-        let span = (ask.from.as_ms(), ask.to.as_ms());
-        samples = raw_samples(&read, (node, ask.node), span, |key| ask.wants(key))?;
+    // What is not rolled up yet is rolled up here.
+    let mut after = i64::MIN;
+    if let Some(number) = number {
+        let of = (number, ask.node);
+        if resolution != Resolution::Raw {
+            rolled_points(
+                &read,
+                of,
+                resolution,
+                span,
+                |key| ask.wants(key),
+                &mut lines,
+            )?;
+            after = last_of(&read, number, resolution)?
+                .map_or(i64::MIN, |last| last.saturating_add(length));
+        }
+        let span = (span.0.max(after), span.1);
+        samples = raw_samples(&read, of, span, |key| ask.wants(key))?;
     }
-    for (key, mut values) in head {
+    for (key, values) in head {
         if ask.wants(&key) {
-            values.retain(|(time, _)| ask.spans(*time));
+            let spans = |time: i64| time >= span.0.max(after) && time <= span.1;
+            let values = values.into_iter().filter(|(time, _)| spans(*time));
             samples.entry(key).or_default().extend(values);
         }
     }
     for (key, mut values) in samples {
         in_order(&mut values);
-        let points = values
-            .into_iter()
-            .map(|(time, value)| Point::of_sample(time, value));
-        lines.entry(key).or_default().extend(points);
+        let line = lines.entry(key.clone()).or_default();
+        if resolution == Resolution::Raw {
+            let points = values.into_iter();
+            line.extend(points.map(|(time, value)| Point::of_sample(time, value)));
+            continue;
+        }
+        let mut roller = Roller::new(length, key.1, line.last().map(|point| point.last));
+        for (time, value) in values {
+            roller.add(time, value);
+        }
+        line.extend(roller.finish());
     }
     Ok(Answer {
-        resolution: Resolution::Raw,
+        resolution,
         lines: lines
             .into_iter()
             .filter(|(_, points)| !points.is_empty())
             .map(|(key, points)| Line { key, points })
             .collect(),
     })
+}
+
+/// The coarsest points that are as near to each other as was asked for.
+fn by_step(step: Option<Duration>) -> Resolution {
+    let step = step.map_or(0, |step| step.as_millis());
+    let coarsest = [Resolution::Hour, Resolution::Minute].into_iter();
+    coarsest
+        .filter(|resolution| u128::from(resolution.length().unsigned_abs()) <= step)
+        .max()
+        .unwrap_or(Resolution::Raw)
+}
+
+/// What was asked for, or what is coarser when only that reaches back far enough.
+fn choose(connection: &Connection, node: i64, ask: &Ask<'_>) -> Result<Resolution, StoreError> {
+    let wanted = by_step(ask.step);
+    let first = |resolution: Resolution| {
+        let sql = format!(
+            "SELECT from_ms FROM {} WHERE node = ?1 AND to_ms >= ?2 ORDER BY to_ms LIMIT 1",
+            resolution.table()
+        );
+        let mut select = connection.prepare_cached(&sql)?;
+        let first = select.query_row(params![node, ask.from.as_ms()], |row| row.get(0));
+        // What it has before the span is of no use.
+        let first: Option<i64> = first.optional()?;
+        Ok::<_, rusqlite::Error>(first.map(|first| first.max(ask.from.as_ms())))
+    };
+    let mut begins = first(wanted)?;
+    let mut chosen = wanted;
+    for coarser in Resolution::ALL.into_iter().filter(|r| *r > wanted) {
+        let earlier = first(coarser)?.filter(|earlier| {
+            let next = earlier.saturating_add(coarser.length());
+            *earlier <= ask.to.as_ms() && begins.is_none_or(|begins| next <= begins)
+        });
+        if earlier.is_some() {
+            (chosen, begins) = (coarser, earlier);
+        }
+    }
+    Ok(chosen)
+}
+
+/// The last point that was rolled up.
+fn last_of(
+    connection: &Connection,
+    node: i64,
+    resolution: Resolution,
+) -> Result<Option<i64>, StoreError> {
+    let sql = format!(
+        "SELECT max(to_ms) FROM {} WHERE node = ?1",
+        resolution.table()
+    );
+    let mut select = connection.prepare_cached(&sql)?;
+    Ok(select.query_row([node], |row| row.get(0))?)
 }
 
 /// By time; of the same time the last.

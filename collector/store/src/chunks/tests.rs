@@ -14,6 +14,7 @@ use super::{
 };
 
 mod file;
+mod rollup;
 
 type Report = (i64, u32, Vec<(Key, f64)>);
 

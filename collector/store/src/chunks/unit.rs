@@ -69,6 +69,23 @@ impl Unit {
         }
     }
 
+    /// The integer in this unit that a sum of such values stands for, which doubles miss by a little.
+    pub(super) fn near(self, value: f64) -> Option<i64> {
+        let factor = match self {
+            Self::Decimal(scale) => 10_f64.powi(i32::from(scale.digits())),
+            Self::Micro => 1e6,
+            Self::Bits => return None,
+        };
+        let scaled = value * factor;
+        let near = scaled.round();
+        if near.abs().partial_cmp(&9e15) != Some(Ordering::Less) || (scaled - near).abs() > 1e-3 {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "an integer within bounds")]
+        let near = near as i64;
+        Some(near)
+    }
+
     /// Fills `mantissas` with these values in a unit that holds each of them exactly.
     pub(super) fn fit(values: &[f64], mantissas: &mut Vec<i64>) -> Self {
         if let Some(unit) = Self::decimal(values, mantissas) {

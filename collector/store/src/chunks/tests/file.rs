@@ -242,7 +242,7 @@ fn fill(world: &mut World, reports: i64) -> NodeId {
         let samples: Vec<(Key, f64)> = (0..300)
             .map(|m| (series("noise", &m.to_string(), SeriesType::Gauge), noise(m)))
             .collect();
-        let at = START + n * 60_000;
+        let at = START + n * 5_000;
         world.write(node, at, &[(at, &samples)]);
     }
     node
@@ -263,47 +263,64 @@ fn run_to_the_end(world: &mut World, now: i64) -> usize {
 
 #[test]
 fn what_is_too_old_goes_in_steps_and_the_file_shrinks() {
+    let span = Duration::from_secs(300);
     let mut world = World::new(Keep {
-        raw: Duration::from_secs(3600),
-        ..Keep::default()
+        raw: span,
+        minutes: span,
+        hours: span,
+        bytes: u64::MAX,
     });
     let node = fill(&mut world, 300);
     let before = world.file.totals().unwrap();
-    let steps = run_to_the_end(&mut world, START + 300 * 60_000);
+    let now = START + 300 * 5_000;
+    let steps = run_to_the_end(&mut world, now);
     assert!(steps > 240 / 7, "{steps}");
     let after = world.file.totals().unwrap();
     assert_eq!((before.held[0].chunks, after.held[0].chunks), (300, 60));
-    assert_eq!(after.held[0].oldest, Some(Timestamp(START + 240 * 60_000)));
+    assert_eq!(after.held[0].oldest, Some(Timestamp(START + 240 * 5_000)));
     assert!(after.held[0].bytes * 4 < before.held[0].bytes, "{after:?}");
-    let all = |totals: Totals| totals.bytes + totals.free_bytes;
-    assert!(all(after) * 2 < all(before), "{before:?} {after:?}");
-    let left = world.ask(
-        &Ask {
-            name: "noise",
-            ..all_of(node, "noise")
-        },
-        Samples::new(),
+    let first = Ask {
+        from: Timestamp(now - 100_000),
+        ..all_of(node, "noise")
+    };
+    assert_eq!(world.ask(&first, Samples::new()).lines[0].points.len(), 20);
+    // What was about to go was rolled up before.
+    let minutes = Ask {
+        step: Some(Duration::from_secs(60)),
+        ..all_of(node, "noise")
+    };
+    assert_eq!(
+        world.ask(&minutes, Samples::new()).lines[0].points.len(),
+        25
     );
-    assert_eq!(left.lines[0].points.len(), 60);
+    run_to_the_end(&mut world, now + 301_000);
+    run_to_the_end(&mut world, now + 603_000);
+    let end = world.file.totals().unwrap();
+    assert_eq!(end.held.map(|held| held.chunks), [0, 0, 0]);
+    let all = |totals: Totals| totals.bytes + totals.free_bytes;
+    assert!(
+        all(end) <= 300 * 4096 && end.bytes < 80_000,
+        "{before:?} {end:?}"
+    );
 }
 
 #[test]
 fn a_file_beyond_its_bound_loses_the_oldest() {
-    let bytes = 300 << 10;
+    let bytes = 600 << 10;
     let mut world = World::new(Keep {
         bytes,
         ..Keep::default()
     });
     fill(&mut world, 300);
     assert!(world.file.totals().unwrap().bytes > 2 * bytes);
-    run_to_the_end(&mut world, START + 300 * 60_000);
+    run_to_the_end(&mut world, START + 300 * 5_000);
     let after = world.file.totals().unwrap();
     assert!(
         after.bytes <= bytes && after.held[0].chunks > 50,
         "{after:?}"
     );
     assert!(
-        after.held[0].oldest > Some(Timestamp(START + 100 * 60_000)),
+        after.held[0].oldest > Some(Timestamp(START + 100 * 5_000)),
         "{after:?}"
     );
 }

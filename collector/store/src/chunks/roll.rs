@@ -1,0 +1,328 @@
+//! When rollups are made. A window of a node is due some time after it ended, and again when something came late.
+//!
+//! A due window is made anew from what is finer. A point that was made of more samples than are still there stays as it
+//! is, and what came late for it is counted.
+
+use std::collections::BTreeMap;
+
+use nexus_proto::{ids::NodeId, time::Timestamp};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{
+    DAY_MS, HOUR_MS, Key, MINUTE_MS, WINDOW_MS,
+    file::{MetricsFile, Writing, blob},
+    raw::{Kind, Packer, Unpacker},
+    read::{self, KeyLists},
+    rolled::{self, Lines, Roller, window},
+    schema::Resolution,
+};
+use crate::StoreError;
+
+/// Samples that are held in memory at the same time.
+const SAMPLES: i64 = 1_000_000;
+
+impl Resolution {
+    /// How far apart its points are; raw ones may be as near as they like.
+    pub(super) fn length(self) -> i64 {
+        match self {
+            Self::Raw => 1,
+            Self::Minute => MINUTE_MS,
+            Self::Hour => HOUR_MS,
+        }
+    }
+
+    /// The span of its windows.
+    pub(super) fn window(self) -> i64 {
+        match self {
+            Self::Raw | Self::Minute => WINDOW_MS,
+            Self::Hour => DAY_MS,
+        }
+    }
+}
+
+/// A window of a node that must be rolled up.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    node: i64,
+    resolution: Resolution,
+    window: i64,
+}
+
+impl MetricsFile {
+    /// Rolls up some of the windows that are due.
+    pub(super) fn roll(&mut self, now: Timestamp, most: usize) -> Result<usize, StoreError> {
+        let due = {
+            let mut select = self.connection.prepare_cached(
+                "SELECT node, resolution, window_ms FROM due WHERE due_ms <= ?1
+                 ORDER BY due_ms LIMIT ?2",
+            )?;
+            let rows = select.query_map(params![now.as_ms(), super::file::size(most)], due)?;
+            rows.collect::<Result<Vec<_>, _>>()?
+        };
+        if due.is_empty() {
+            return Ok(0);
+        }
+        let mut writing = self.begin(now)?;
+        let mut work = Work::new()?;
+        for due in &due {
+            work.roll(&mut writing, *due)?;
+        }
+        writing.end()?;
+        Ok(due.len())
+    }
+}
+
+fn due(row: &rusqlite::Row<'_>) -> rusqlite::Result<Due> {
+    let resolution: i64 = row.get(1)?;
+    let minutes = resolution == Resolution::Minute.number();
+    Ok(Due {
+        node: row.get(0)?,
+        resolution: if minutes {
+            Resolution::Minute
+        } else {
+            Resolution::Hour
+        },
+        window: row.get(2)?,
+    })
+}
+
+/// What one rollup after another uses.
+pub(super) struct Work {
+    packer: Packer,
+}
+
+impl Work {
+    pub(super) fn new() -> Result<Self, StoreError> {
+        Ok(Self {
+            packer: Packer::new()?,
+        })
+    }
+
+    /// Rolls up all windows of a raw chunk that are still to be.
+    pub(super) fn roll_before(
+        &mut self,
+        writing: &mut Writing<'_>,
+        chunk: i64,
+    ) -> Result<(), StoreError> {
+        let due = {
+            let mut select = writing.tx.prepare_cached(
+                "SELECT due.node, resolution, window_ms FROM due, raw
+                 WHERE raw.id = ?1 AND due.node = raw.node AND resolution = 1
+                   AND window_ms > from_ms - ?2 AND window_ms <= to_ms",
+            )?;
+            let rows = select.query_map([chunk, WINDOW_MS], due)?;
+            rows.collect::<Result<Vec<_>, _>>()?
+        };
+        for due in due {
+            self.roll(writing, due)?;
+        }
+        Ok(())
+    }
+
+    fn roll(&mut self, writing: &mut Writing<'_>, due: Due) -> Result<(), StoreError> {
+        let (resolution, start) = (due.resolution, due.window);
+        let end = start.saturating_add(resolution.window() - 1);
+        let node = node_id(&writing.tx, due.node)?;
+        let of = (due.node, node);
+        let mut lines = match resolution {
+            Resolution::Hour => hours(&writing.tx, of, (start, end))?,
+            _ => minutes(&writing.tx, of, (start, end))?,
+        };
+        let old = chunks_of(&writing.tx, due.node, resolution, (start, end))?;
+        if !old.is_empty() {
+            let mut known = Lines::new();
+            rolled_points(
+                &writing.tx,
+                of,
+                resolution,
+                (start, end),
+                |_| true,
+                &mut known,
+            )?;
+            let late = keep_known(&mut lines, known);
+            writing.count("late", usize::try_from(late).unwrap_or(usize::MAX));
+        }
+        for id in old {
+            writing.remove(resolution, id)?;
+        }
+        for built in rolled::build(&mut self.packer, &lines, resolution.length())? {
+            writing.insert(resolution, due.node, writing.now, &built)?;
+        }
+        if resolution == Resolution::Minute {
+            writing.mark(due.node, Resolution::Hour, window(start, DAY_MS), DAY_MS)?;
+        }
+        writing
+            .tx
+            .prepare_cached(
+                "DELETE FROM due WHERE node = ?1 AND resolution = ?2 AND window_ms = ?3",
+            )?
+            .execute(params![due.node, resolution.number(), start])?;
+        Ok(())
+    }
+}
+
+fn node_id(tx: &Connection, number: i64) -> Result<NodeId, StoreError> {
+    let bytes: Option<Vec<u8>> = tx
+        .prepare_cached("SELECT node FROM nodes WHERE id = ?1")?
+        .query_row([number], |row| row.get(0))
+        .optional()?;
+    NodeId::from_wire(&bytes.unwrap_or_default())
+        .map_err(|e| StoreError::corrupt("the number of a node's metrics", e))
+}
+
+/// Points of minutes from raw chunks.
+fn minutes(
+    tx: &Connection,
+    of: (i64, NodeId),
+    (start, end): (i64, i64),
+) -> Result<Lines, StoreError> {
+    let samples: i64 = tx
+        .prepare_cached(
+            "SELECT coalesce(sum(samples), 0) FROM raw WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3",
+        )?
+        .query_row(params![of.0, start, end], |row| row.get(0))?;
+    // A node with very many series is taken in pieces.
+    let pieces = (samples / SAMPLES + 1).min(WINDOW_MS / MINUTE_MS);
+    let piece = window(WINDOW_MS / pieces, MINUTE_MS).max(MINUTE_MS);
+    let mut previous = last_before(tx, of, start)?;
+    let mut lines = Lines::new();
+    let mut from = start;
+    while from <= end {
+        let to = from.saturating_add(piece - 1).min(end);
+        for (key, mut values) in read::raw_samples(tx, of, (from, to), |_| true)? {
+            read::in_order(&mut values);
+            let mut roller = Roller::new(MINUTE_MS, key.1, previous.get(&key).copied());
+            for (time, value) in values {
+                roller.add(time, value);
+            }
+            if let Some(last) = roller.previous {
+                previous.insert(key.clone(), last);
+            }
+            lines.entry(key).or_default().extend(roller.finish());
+        }
+        let Some(next) = to.checked_add(1) else {
+            break;
+        };
+        from = next;
+    }
+    Ok(lines)
+}
+
+/// The last value of each series before a window, as far as the rollup before has it.
+fn last_before(
+    tx: &Connection,
+    (number, node): (i64, NodeId),
+    start: i64,
+) -> Result<BTreeMap<Key, f64>, StoreError> {
+    let before: Option<(i64, i64)> = tx
+        .prepare_cached(
+            "SELECT from_ms, to_ms FROM minutes WHERE node = ?1 AND to_ms < ?2 ORDER BY to_ms DESC LIMIT 1",
+        )?
+        .query_row([number, start], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let mut lines = Lines::new();
+    if let Some(span) = before {
+        let of = (number, node);
+        rolled_points(tx, of, Resolution::Minute, span, |_| true, &mut lines)?;
+    }
+    let last = |points: Vec<super::Point>| {
+        let values = points.into_iter().rev().map(|point| point.last);
+        values.into_iter().find(|last| !last.is_nan())
+    };
+    Ok(lines
+        .into_iter()
+        .filter_map(|(key, points)| Some((key, last(points)?)))
+        .collect())
+}
+
+/// Points of hours from those of minutes.
+fn hours(tx: &Connection, of: (i64, NodeId), span: (i64, i64)) -> Result<Lines, StoreError> {
+    let mut lines = Lines::new();
+    rolled_points(tx, of, Resolution::Minute, span, |_| true, &mut lines)?;
+    for ((_, kind), points) in &mut lines {
+        let mut roller = Roller::new(HOUR_MS, *kind, None);
+        for point in std::mem::take(points) {
+            roller.add_point(point);
+        }
+        *points = roller.finish();
+    }
+    Ok(lines)
+}
+
+/// Chunks of rollups of a window that are there already.
+fn chunks_of(
+    tx: &Connection,
+    node: i64,
+    resolution: Resolution,
+    (start, end): (i64, i64),
+) -> Result<Vec<i64>, StoreError> {
+    let sql = format!(
+        "SELECT id FROM {} WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3",
+        resolution.table()
+    );
+    let mut select = tx.prepare_cached(&sql)?;
+    let rows = select.query_map([node, start, end], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Puts known points back where those made anew are of fewer samples: some of theirs are gone. Says of how many
+/// samples they were that are not used then.
+fn keep_known(made: &mut Lines, known: Lines) -> u64 {
+    let mut late = 0;
+    for (key, points) in known {
+        let line = made.entry(key).or_default();
+        for point in points {
+            match line.binary_search_by_key(&point.time, |anew| anew.time) {
+                Ok(place) => {
+                    if let Some(anew) = line.get_mut(place)
+                        && anew.count < point.count
+                    {
+                        late += anew.count;
+                        *anew = point;
+                    }
+                }
+                Err(place) => line.insert(place, point),
+            }
+        }
+    }
+    late
+}
+
+/// Adds the points of minutes or hours between two times, both included, to what is there, by time.
+pub(super) fn rolled_points(
+    connection: &Connection,
+    (number, node): (i64, NodeId),
+    resolution: Resolution,
+    (from, to): (i64, i64),
+    wanted: impl Fn(&Key) -> bool,
+    lines: &mut Lines,
+) -> Result<(), StoreError> {
+    let mut keys = KeyLists::default();
+    let mut unpacker = Unpacker::new()?;
+    let table = resolution.table();
+    let sql = format!(
+        "SELECT id, keyset, body FROM {table} WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3
+         ORDER BY to_ms"
+    );
+    let mut chunks = connection.prepare_cached(&sql)?;
+    let mut chunks = chunks.query([number, from, to])?;
+    while let Some(row) = chunks.next()? {
+        let keys = keys.get(connection, row.get(1)?)?;
+        let wanted = |index: usize| keys.get(index).is_some_and(&wanted);
+        let series = unpacker
+            .unpack(Kind::Rollup, blob(row, 2)?)
+            .and_then(|body| rolled::read(body, keys, wanted))
+            .map_err(|e| {
+                let id: i64 = row.get(0).unwrap_or_default();
+                StoreError::corrupt(&format!("chunk {id} of {table} of node {node}"), e)
+            })?;
+        for (index, points) in series {
+            if let Some(key) = keys.get(index) {
+                let spans = |time: Timestamp| (from..=to).contains(&time.as_ms());
+                let points = points.into_iter().filter(|point| spans(point.time));
+                lines.entry(key.clone()).or_default().extend(points);
+            }
+        }
+    }
+    Ok(())
+}
