@@ -37,6 +37,7 @@ use crate::{
     identity::{self, Enrolment, IdentityError, Member, StateFolder},
     inventory::{self, Inventory, InventoryConfig, Wanted},
     ledger::Ledger,
+    memory,
     runs::{self, Runs},
     sample::{SampleConfig, Sampler},
     session::{self, Keeper, Reach, State},
@@ -48,6 +49,8 @@ use crate::{
 const INVENTORY_INTERVAL: Duration = Duration::from_secs(10);
 /// The first look takes about this long.
 const INVENTORY_FIRST: Duration = Duration::from_secs(1);
+/// From one time that free memory is given back to the next.
+const TIDY_INTERVAL: Duration = Duration::from_secs(60);
 /// How long results may take to reach the collector once everything else has stopped.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -74,6 +77,7 @@ pub fn enroll(config: &Config, token: &str, force: bool, clock: &Clock) -> Outco
 
 /// Runs until told to stop.
 pub fn run(config: &Config, clock: Clock) -> Outcome {
+    memory::share_one_heap();
     let runtime = runtime()?;
     let result = runtime.block_on(serve(config, clock));
     // A look at a dead mount may block its thread for ever.
@@ -123,6 +127,7 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
         "inventory",
         watch_inventory(Arc::clone(&spool), wanted, troubles, clock, tasks.token()),
     );
+    tasks.spawn("tidy", tidy(tasks.token()));
     tasks.spawn("watchdog", watchdog(Arc::clone(&spool), tasks.token()));
     tasks.spawn("status", status(state, tasks.token()));
     notify(&[sd_notify::NotifyState::Ready]);
@@ -293,7 +298,8 @@ async fn metrics(
     let mut sampler = Sampler::new(SampleConfig {
         interval: every,
         ..SampleConfig::default()
-    });
+    })
+    .with_keys(spool.keys());
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut storing = Storing::new("metrics", troubles);
@@ -340,6 +346,16 @@ async fn watch_inventory(
             () = tokio::time::sleep(wait) => {}
         }
         wait = INVENTORY_INTERVAL;
+    }
+}
+
+/// A look at the inventory, a job or a handshake takes memory for a moment.
+async fn tidy(stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(TIDY_INTERVAL) => memory::give_back(),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod exec;
 pub mod identity;
 pub mod inventory;
 pub mod ledger;
+mod memory;
 pub mod runs;
 pub mod sample;
 pub mod session;

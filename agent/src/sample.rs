@@ -23,7 +23,10 @@ mod zone;
 
 use std::{io, path::PathBuf, time::Duration};
 
-use nexus_proto::{metrics::Snapshot, time::Timestamp};
+use nexus_proto::{
+    metrics::{KeyPool, Snapshot},
+    time::Timestamp,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 use self::{sink::Sink, source::Sources};
@@ -129,6 +132,13 @@ impl Sampler {
             sink: Sink::new(COLLECTORS.len() + 1),
             outcomes: Default::default(),
         }
+    }
+
+    /// The same, with its series' keys from a pool that others use too.
+    #[must_use]
+    pub fn with_keys(mut self, keys: KeyPool) -> Self {
+        self.sink.keys = keys;
+        self
     }
 
     /// What the host says now. Takes a fraction of a millisecond, and [`SampleConfig::mount_timeout`]

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use nexus_pki::files::{self, FileError};
 use nexus_proto::{
     ids::Lane,
-    metrics::{Decoder, Encoder},
+    metrics::{Decoder, Encoder, KeyPool},
     record::{Body, Event, Record},
     time::Timestamp,
 };
@@ -111,6 +111,7 @@ pub struct Spool {
     /// Kinds of inventory that have to be looked at again, since a file of theirs was lost.
     lost_sections: Mutex<Vec<String>>,
     complaints: Mutex<BTreeMap<&'static str, Ration>>,
+    keys: KeyPool,
 }
 
 impl Spool {
@@ -149,6 +150,7 @@ impl Spool {
             acked: Notify::new(),
             lost_sections: Mutex::default(),
             complaints: Mutex::default(),
+            keys: KeyPool::new(),
         };
         for finding in &findings {
             if finding.kind == "spool_quarantined" {
@@ -246,7 +248,7 @@ impl Spool {
             if seq <= log.acked {
                 return true;
             }
-            let mut reader = Reader::new(seq.saturating_sub(1));
+            let mut reader = Reader::new(seq.saturating_sub(1), self.keys.clone());
             while let Ok(Some(stored)) = reader.next(log) {
                 if stored.seq >= seq {
                     let record = Record::decode(stored.payload, &mut Decoder::new());
@@ -299,12 +301,18 @@ impl Spool {
         std::mem::take(&mut lock(&self.lost_sections))
     }
 
+    /// Keys of the series that are stored and sent: whoever samples them takes them from here.
+    #[must_use]
+    pub fn keys(&self) -> KeyPool {
+        self.keys.clone()
+    }
+
     /// A reader of what stands above `after`, for one upload stream.
     #[must_use]
     pub fn upload(&self, lane: Lane, after: u64) -> Upload {
         Upload {
             lane,
-            reader: Reader::new(after),
+            reader: Reader::new(after, self.keys.clone()),
             encoder: Encoder::new(),
         }
     }
@@ -499,7 +507,7 @@ impl Upload {
 
 /// Leaves out sections that a later one of the same kind supersedes.
 fn coalesce(log: &mut LaneLog) -> Result<(), SpoolError> {
-    let mut reader = Reader::new(log.acked);
+    let mut reader = Reader::new(log.acked, KeyPool::new());
     let mut kept: BTreeMap<u64, segment::Stored> = BTreeMap::new();
     // By kind, and whether it says that the kind could not be read: what was read stands until more was.
     let mut newest: BTreeMap<(String, bool), u64> = BTreeMap::new();

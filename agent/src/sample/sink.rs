@@ -4,7 +4,7 @@ use std::{mem, sync::Arc};
 
 use nexus_proto::{
     limits,
-    metrics::{Sample, SeriesKey, SeriesType},
+    metrics::{KeyPool, Sample, SeriesKey, SeriesType},
 };
 
 use super::SampleError;
@@ -20,6 +20,8 @@ pub(super) struct Sink {
     /// Keys of the previous snapshot, by group (collector), in the order they were put. A host mostly
     /// shows the same series in the same order, so the next key is found by looking at the next one.
     groups: Vec<Vec<Arc<SeriesKey>>>,
+    /// Shared with whoever reads the snapshots back.
+    pub(super) keys: KeyPool,
     group: usize,
     /// Where the group's samples begin.
     begin: usize,
@@ -35,6 +37,7 @@ impl Sink {
         Self {
             samples: Vec::new(),
             groups: vec![Vec::new(); groups],
+            keys: KeyPool::new(),
             group: 0,
             begin: 0,
             cursor: 0,
@@ -112,7 +115,7 @@ impl Sink {
             return Some(Arc::clone(found));
         }
         let key = SeriesKey::new(&self.name, labels);
-        key.check().ok().map(|()| Arc::new(key))
+        key.check().ok().map(|()| self.keys.share(key))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, path::Path};
 
-use nexus_proto::metrics::Decoder;
+use nexus_proto::metrics::{Decoder, KeyPool};
 
 use super::{
     SpoolError,
@@ -22,6 +22,7 @@ pub(super) struct Reader {
     pub(super) bad: Option<Bad>,
     /// The state of the metrics codec in the file being read: it begins anew with each file.
     pub(super) decoder: Decoder,
+    keys: KeyPool,
 }
 
 #[derive(Debug)]
@@ -32,13 +33,15 @@ struct Place {
 }
 
 impl Reader {
-    pub(super) fn new(after: u64) -> Self {
+    /// `keys`: for the series of the metrics it reads.
+    pub(super) fn new(after: u64, keys: KeyPool) -> Self {
         Self {
             after,
             place: None,
             generation: 0,
             bad: None,
-            decoder: Decoder::new(),
+            decoder: Decoder::pooled(keys.clone()),
+            keys,
         }
     }
 
@@ -73,7 +76,7 @@ impl Reader {
             let place = match &mut self.place {
                 Some(place) => place,
                 empty => {
-                    self.decoder = Decoder::new();
+                    self.decoder = Decoder::pooled(self.keys.clone());
                     let file = File::open(&segment.path).map_err(fail)?;
                     empty.insert(Place {
                         first: segment.first,
