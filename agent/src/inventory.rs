@@ -5,7 +5,8 @@
 //! word, one for what takes a package manager or systemd. A thread that hangs is waited for, never
 //! started again. Each kind has a cheap sign of change (times and inodes of the files it is read from, or
 //! what the kernel says) and is read anew only when the sign differs; a section is handed out only
-//! when its hash differs from the one handed out before.
+//! when its hash differs from the one handed out before. A kind that keeps changing is told once a minute at most
+//! (`pace`), as it is then.
 
 mod accounts;
 mod addresses;
@@ -16,6 +17,7 @@ mod interfaces;
 mod mounts;
 mod netlink;
 mod os;
+mod pace;
 mod packages;
 mod sockets;
 mod units;

@@ -12,7 +12,10 @@ use std::{
 };
 
 use nexus_proto::record::Row;
-use rustix::net::netlink::SOCK_DIAG;
+use rustix::{
+    fs::{Dir, readlinkat},
+    net::netlink::SOCK_DIAG,
+};
 
 use super::{
     InventoryConfig, InventoryError,
@@ -195,26 +198,27 @@ fn holders(config: &InventoryConfig, mut wanted: BTreeSet<u64>) -> BTreeMap<u64,
         .collect();
     processes.sort_unstable();
     let mut budget = DESCRIPTORS;
+    let mut target = Vec::new();
     for process in processes {
         if wanted.is_empty() || budget == 0 {
             break;
         }
         let folder = config.procfs.join(process.to_string());
-        let Ok(descriptors) = fs::read_dir(folder.join("fd")) else {
+        // Links are read relative to their folder: a host has many, and a path from the root costs thrice as much.
+        let Ok(descriptors) = fs::File::open(folder.join("fd")) else {
             continue;
         };
-        for descriptor in descriptors.flatten() {
+        let Ok(entries) = Dir::read_from(&descriptors) else {
+            continue;
+        };
+        for entry in entries.flatten() {
             budget = budget.saturating_sub(1);
-            let target = fs::read_link(descriptor.path()).ok();
-            let inode = target.as_ref().and_then(|target| {
-                target
-                    .to_str()?
-                    .strip_prefix("socket:[")?
-                    .strip_suffix(']')?
-                    .parse()
-                    .ok()
-            });
-            if let Some(inode) = inode.filter(|inode| wanted.remove(inode))
+            let Ok(read) = readlinkat(&descriptors, entry.file_name(), target) else {
+                target = Vec::new();
+                continue;
+            };
+            target = read.into_bytes();
+            if let Some(inode) = socket_inode(&target).filter(|inode| wanted.remove(inode))
                 && let Some(name) = read_line(&folder.join("comm"))
             {
                 holders.insert(inode, name);
@@ -222,6 +226,12 @@ fn holders(config: &InventoryConfig, mut wanted: BTreeSet<u64>) -> BTreeMap<u64,
         }
     }
     holders
+}
+
+/// `socket:[INODE]`.
+fn socket_inode(target: &[u8]) -> Option<u64> {
+    let inode = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(inode).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -5,14 +5,16 @@ use std::{
     error::Error as _,
     sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
     thread,
+    time::Duration,
 };
 
 use nexus_proto::{
     limits,
     record::{Cell, Row, Section},
 };
+use rustix::time::{ClockId, clock_gettime};
 
-use super::{InventoryConfig, InventoryError, files::Sign};
+use super::{InventoryConfig, InventoryError, files::Sign, pace::Pace};
 
 /// Parsing needs little depth; what is parsed lies on the heap.
 const STACK_BYTES: usize = 256 * 1024;
@@ -142,6 +144,7 @@ struct Watched {
     /// When it was last read without error.
     sign: Option<[u8; 32]>,
     polls: u32,
+    pace: Pace,
     hash: Option<[u8; 32]>,
     error: Option<String>,
 }
@@ -152,13 +155,20 @@ impl Watched {
             source,
             sign: None,
             polls: 0,
+            pace: Pace::default(),
             hash,
             error: None,
         }
     }
 
     fn look(&mut self, config: &InventoryConfig, resend: &[String]) -> Option<Section> {
-        if resend.iter().any(|kind| kind == self.source.kind) {
+        self.polls += 1;
+        let asked_for = resend.iter().any(|kind| kind == self.source.kind);
+        // What changes while a kind rests shows at the first look after it.
+        if !self.pace.poll() && !asked_for {
+            return None;
+        }
+        if asked_for {
             self.sign = None;
             self.hash = None;
             self.error = None;
@@ -167,7 +177,6 @@ impl Watched {
         let mut sign = Sign::default();
         (self.source.sign)(config, &mut sign);
         let sign = sign.finish();
-        self.polls += 1;
         let due = self
             .source
             .reread_after
@@ -176,10 +185,18 @@ impl Watched {
             return None;
         }
         self.polls = 0;
+        let begun = spent();
         let section =
             (self.source.collect)(config).and_then(|rows| section(self.source.kind, rows));
+        let took = spent().saturating_sub(begun);
+        let changed = |section: &Section| self.hash != Some(section.hash);
+        let news = section
+            .as_ref()
+            .ok()
+            .filter(|(section, _)| changed(section));
+        self.pace.read(took, news.map_or(0, |(_, bytes)| *bytes));
         match section {
-            Ok(section) => {
+            Ok((section, _)) => {
                 self.sign = Some(sign);
                 self.error = None;
                 (self.hash.replace(section.hash) != Some(section.hash)).then_some(section)
@@ -206,8 +223,13 @@ impl Watched {
     }
 }
 
-/// The section of these rows, within the limits of the wire.
-fn section(kind: &str, rows: Vec<Row>) -> Result<Section, InventoryError> {
+/// Processor time of this thread: a busy host does not make a reading dearer.
+fn spent() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+/// The section of these rows, within the limits of the wire, with the bytes it takes there at most.
+fn section(kind: &str, rows: Vec<Row>) -> Result<(Section, usize), InventoryError> {
     let check = |what, size, limit| {
         if size <= limit {
             Ok(())
@@ -230,5 +252,5 @@ fn section(kind: &str, rows: Vec<Row>) -> Result<Section, InventoryError> {
         }
     }
     check("the bytes of the rows are", bytes, limits::RECORD_BYTES)?;
-    Ok(Section::new(kind, rows))
+    Ok((Section::new(kind, rows), bytes))
 }
