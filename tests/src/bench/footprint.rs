@@ -1,4 +1,6 @@
-//! What an agent costs its host, beside what others cost that do a part of its work.
+//! What an agent costs its host, over all its processes, beside what others cost that do a part of its work.
+
+mod churn;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -11,9 +13,10 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     process::Command,
-    time::{Instant, interval_at, sleep},
+    time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
 
+use self::churn::{Happened, churn};
 use super::float;
 use crate::{
     fault::{Fault, Outcome},
@@ -27,6 +30,8 @@ use crate::{
 
 /// What a start leaves behind is not measured.
 const WARM_UP: Duration = Duration::from_secs(30);
+/// Memory that grows after this is memory that leaks.
+const SETTLED: Duration = Duration::from_secs(600);
 /// From one scrape or reading to the next, for all.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// What collectd reads: what the agent reads, as far as it has it.
@@ -53,8 +58,28 @@ struct Subject {
     wire_before: u64,
 }
 
-/// Measures for `span`.
-pub async fn run(span: Duration, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
+impl Subject {
+    fn cpu_time(&self) -> Duration {
+        usage::family(self.id)
+            .into_iter()
+            .map(usage::cpu_time)
+            .sum()
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let family = usage::family(self.id).into_iter();
+        family.map(usage::resident_bytes).sum()
+    }
+
+    fn proportional_bytes(&self) -> u64 {
+        let family = usage::family(self.id).into_iter();
+        family.map(usage::proportional_bytes).sum()
+    }
+}
+
+/// Measures for `span`. With `churn` the agent has jobs to run, its collector is killed now and then, and
+/// sockets come and go.
+pub async fn run(span: Duration, churn: bool, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
     let mut fleet = Fleet::new(&[]).await?;
     let target: SocketAddr = parse(&fleet.collector.endpoints().agents)?;
     let relay = Relay::to(target).await?;
@@ -90,29 +115,40 @@ pub async fn run(span: Duration, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
         span.as_secs(),
         WARM_UP.as_secs()
     ));
-    let mut scraped_bytes = scrape_for(scraped, WARM_UP).await;
+    scrape_for(scraped, WARM_UP).await;
     for subject in &mut subjects {
-        subject.before = usage::cpu_time(subject.id);
+        subject.before = subject.cpu_time();
         subject.wire_before = match subject.name {
             "nexus-agent" => relay.bytes(),
             _ => 0,
         };
     }
-    if scraped.is_some() {
-        scraped_bytes = scrape_for(scraped, span).await;
-    } else {
-        sleep(span).await;
-    }
+    let until = Instant::now() + span;
+    let settled = async {
+        sleep(SETTLED).await;
+        subjects.first().map_or(0, Subject::resident_bytes)
+    };
+    let happened = async {
+        if churn {
+            self::churn(&mut fleet, until).await.map(Some)
+        } else {
+            sleep_until(until).await;
+            Ok(None)
+        }
+    };
+    let settled = async { timeout(span, settled).await.ok() };
+    let (scraped_bytes, settled, happened) =
+        tokio::join!(scrape_for(scraped, span), settled, happened);
+    let params = params(span, happened?);
     let minutes = span.as_secs_f64() / 60.0;
     let mut figures = Vec::new();
     for subject in &subjects {
-        let cpu = usage::cpu_time(subject.id).saturating_sub(subject.before);
+        let cpu = subject.cpu_time().saturating_sub(subject.before);
         let wire = match subject.name {
             "nexus-agent" => Some(relay.bytes().saturating_sub(subject.wire_before)),
             "node_exporter" => Some(scraped_bytes),
             _ => None,
         };
-        let params = params(span);
         let figure = |figure, value, unit| Figure {
             bench: "footprint",
             figure,
@@ -121,21 +157,17 @@ pub async fn run(span: Duration, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
             unit,
             params: params.clone(),
         };
-        figures.push(figure(
-            "pss",
-            float(usage::proportional_bytes(subject.id)),
-            "bytes",
-        ));
-        figures.push(figure(
-            "rss",
-            float(usage::resident_bytes(subject.id)),
-            "bytes",
-        ));
+        figures.push(figure("pss", float(subject.proportional_bytes()), "bytes"));
+        figures.push(figure("rss", float(subject.resident_bytes()), "bytes"));
         figures.push(figure(
             "cpu_seconds_per_minute",
             cpu.as_secs_f64() / minutes,
             "seconds",
         ));
+        if let (Some(settled), "nexus-agent") = (settled, subject.name) {
+            let grown = float(subject.resident_bytes()) / float(settled.max(1)) - 1.0;
+            figures.push(figure("rss_growth", grown, "ratio"));
+        }
         if let Some(wire) = wire {
             figures.push(figure(
                 "wire_bytes_per_minute",
@@ -150,11 +182,16 @@ pub async fn run(span: Duration, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
     Ok(figures)
 }
 
-fn params(span: Duration) -> Map<String, Value> {
-    let params = json!({
+fn params(span: Duration, happened: Option<Happened>) -> Map<String, Value> {
+    let mut params = json!({
         "seconds": span.as_secs_f64(),
         "interval_seconds": INTERVAL.as_secs_f64(),
     });
+    if let (Some(happened), Some(params)) = (happened, params.as_object_mut()) {
+        params.insert("sockets".to_owned(), happened.sockets.into());
+        params.insert("jobs".to_owned(), happened.jobs.into());
+        params.insert("reconnects".to_owned(), happened.reconnects.into());
+    }
     params.as_object().cloned().unwrap_or_default()
 }
 
@@ -228,7 +265,7 @@ async fn scrape_for(address: Option<SocketAddr>, span: Duration) -> u64 {
     let mut bytes = 0;
     loop {
         tokio::select! {
-            () = tokio::time::sleep_until(until) => return bytes,
+            () = sleep_until(until) => return bytes,
             _ = ticks.tick() => bytes += scrape(address).await.unwrap_or(0),
         }
     }

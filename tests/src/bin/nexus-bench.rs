@@ -184,9 +184,12 @@ impl LoadArgs {
 
 #[derive(Debug, Args)]
 struct FootprintArgs {
-    /// How long is measured
+    /// How long is measured; with more than 600, how much the agent's memory grew from the tenth minute on
     #[arg(long, default_value_t = 600)]
     seconds: u64,
+    /// Jobs, reconnects and inventory that changes meanwhile
+    #[arg(long)]
+    churn: bool,
 }
 
 #[derive(Debug, Args)]
@@ -356,7 +359,7 @@ async fn run(bench: Bench) -> Outcome {
         }
         Bench::Footprint(args) => {
             let span = Duration::from_secs(args.seconds.max(1));
-            figures(&footprint::run(span, &say).await?)
+            figures(&footprint::run(span, args.churn, &say).await?)
         }
         Bench::Connect(args) => figures(&connect::run(args.load(), &say).await?),
         Bench::Ingest(args) => {
