@@ -315,7 +315,7 @@ impl Parts {
 
 fn open_store(folder: &Folder, clock: &Clock) -> Outcome<Store> {
     let what = format!("open {}", folder.path().display());
-    Store::open(folder.path(), clock.clone()).map_err(|error| {
+    Store::open(folder.path(), clock.clone(), nexus_store::Settings::default()).map_err(|error| {
         let fault = Fault::because(&what, &error);
         match error {
             StoreError::InUse { .. } => fault.hint(

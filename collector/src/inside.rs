@@ -11,7 +11,7 @@ use nexus_runtime::{
     fault::Outcome,
     settings::{Key, Settings},
 };
-use nexus_store::entry::Entry;
+use nexus_store::entry::{Entry, Reports};
 
 use crate::{
     config::{Config, KEYS},
@@ -27,6 +27,8 @@ pub const PART_BYTES: usize = ingest::PART_BYTES;
 pub struct Intake {
     /// For the shard's log.
     pub entries: Vec<Entry>,
+    /// For the head of its metrics.
+    pub reports: Vec<Reports>,
     /// What is acknowledged after it.
     pub last_seq: u64,
     /// New records, the dead ones among them.
@@ -70,8 +72,16 @@ pub fn intake(lane: Lane, cursor: u64, frames: Vec<RecordBatch>) -> Vec<Intake> 
                 return taken;
             };
             let ended = intake.broken.is_some();
+            let (mut entries, mut reports) = (Vec::new(), Vec::new());
+            for batch in intake.batches {
+                match batch {
+                    ingest::Batch::Entries(more) => entries.extend(more),
+                    ingest::Batch::Reports(more) => reports.push(more),
+                }
+            }
             taken.push(Intake {
-                entries: intake.entries,
+                entries,
+                reports,
                 last_seq: intake.last_seq,
                 records: intake.records,
                 dead: intake.dead,

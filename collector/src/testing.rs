@@ -137,7 +137,12 @@ impl Collector {
         let folder = Folder::new(&config.state_dir);
         let instance = init::instance_of(&folder, &config).unwrap();
         let tasks = Tasks::new();
-        let store = Store::open(folder.path(), clock.clone()).unwrap();
+        let store = Store::open(
+            folder.path(),
+            clock.clone(),
+            nexus_store::Settings::default(),
+        )
+        .unwrap();
         let authority =
             Authority::open(&folder.authority(), &instance.trust_domain, clock.now()).unwrap();
         let authority = Arc::new(authority);

@@ -14,7 +14,7 @@ use std::{
 use nexus_agent::spool::{LaneConfig, Spool, SpoolConfig};
 use nexus_proto::ids::Lane;
 use nexus_runtime::clock::Clock;
-use nexus_store::Store;
+use nexus_store::{Settings, Store};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Map, Value, json};
 use tokio::time::{interval_at, timeout};
@@ -379,7 +379,7 @@ fn rebuild(dir: &Path, report: &mut Report) -> Outcome {
 
 fn digests(dir: &Path) -> Outcome<Vec<[u8; 32]>> {
     let fail = |error: nexus_store::StoreError| Fault::new(format!("{}: {error}", dir.display()));
-    let store = Store::open(dir, Clock::system()).map_err(fail)?;
+    let store = Store::open(dir, Clock::system(), Settings::default()).map_err(fail)?;
     let digests = (0..store.shards()).map(|shard| store.digest(shard).map_err(fail));
     let digests = digests.collect();
     store.close();

@@ -93,7 +93,7 @@ pub(super) fn open(
         None if high == 0 => sessions.saturating_mul(SESSION).min(SEQ_END / 2),
         Some(Ok(reserved)) => reserved.max(high),
         // Without the file nothing says which seqs were used and sent.
-        None | Some(Err(())) => high.saturating_add(LEAP),
+        None | Some(Err(())) => high.saturating_add(LEAP).min(SEQ_END - 1).max(high),
     };
     let place = (lane, dir.clone(), config);
     let seqs = (high + 1, reserved);

@@ -5,16 +5,21 @@
 //! stream means nothing, so the stream is ended once what came before is committed, and the agent's next
 //! stream begins with a key frame.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use nexus_proto::{
     agent::v1 as wire,
     ids::{Incarnation, JobId, Lane, NodeId},
     limits,
-    metrics::{Decoder, KeyPool, Sample},
+    metrics::{Decoder, KeyPool, Sample, Snapshot},
     record::{Body, Record, RecordError},
     time::Timestamp,
 };
-use nexus_store::entry::{DeadLetter, Entry, Records};
-use prost::bytes::Bytes;
+use nexus_store::entry::{DeadLetter, Entry, Records, Report, Reports};
+use prost::{Message as _, bytes::Bytes};
 
 /// Bytes that records of one frame may take, decoded, before they are stored: a frame of a few kilobytes can stand
 /// for gigabytes of samples, since a report names only what changed.
@@ -57,11 +62,20 @@ impl Frame {
     }
 }
 
+/// Records that are committed together.
+#[derive(Debug)]
+pub(crate) enum Batch {
+    /// For the shard's log.
+    Entries(Vec<Entry>),
+    /// For the head of its metrics.
+    Reports(Reports),
+}
+
 /// What a part of a frame came to.
 #[derive(Debug, Default)]
 pub(crate) struct Intake {
-    /// For the shard's log, in order.
-    pub(crate) entries: Vec<Entry>,
+    /// To be committed one after the other: a cursor says that everything before it is.
+    pub(crate) batches: Vec<Batch>,
     /// The last seq that was read.
     pub(crate) last_seq: u64,
     /// Records that are new.
@@ -86,7 +100,13 @@ pub(crate) struct Reader {
     last_seq: u64,
     /// The last seq of this stream.
     last_in_stream: Option<u64>,
+    /// Of metric reports, which continue each other.
+    stream: u64,
+    /// The last report of this stream that was taken in, not only read.
+    last_report: Option<u64>,
 }
+
+static STREAMS: AtomicU64 = AtomicU64::new(1);
 
 impl Reader {
     /// A stream of `lane` whose records up to `cursor` are committed. Hosts of one kind have most of their series in
@@ -104,6 +124,8 @@ impl Reader {
             decoder: Decoder::pooled(keys),
             last_seq: cursor,
             last_in_stream: None,
+            stream: STREAMS.fetch_add(1, Ordering::Relaxed),
+            last_report: None,
         }
     }
 
@@ -134,10 +156,9 @@ impl Reader {
         mut has_room: impl FnMut(usize) -> bool,
     ) -> Result<Intake, FrameError> {
         let mut intake = Intake::default();
-        let mut good = Vec::new();
         let mut weight = self.weight_of_next(frame);
         while let Some(encoded) = frame.0.next() {
-            self.take(encoded, now, &mut good, &mut intake)?;
+            self.take(encoded, now, &mut intake)?;
             if intake.broken.is_some() {
                 break;
             }
@@ -147,7 +168,6 @@ impl Reader {
                 break;
             }
         }
-        self.flush(&mut good, &mut intake);
         intake.last_seq = self.last_seq;
         Ok(intake)
     }
@@ -156,7 +176,6 @@ impl Reader {
         &mut self,
         encoded: Bytes,
         now: Timestamp,
-        good: &mut Vec<Record>,
         intake: &mut Intake,
     ) -> Result<(), FrameError> {
         let len = u64::try_from(encoded.len()).unwrap_or(u64::MAX);
@@ -178,18 +197,21 @@ impl Reader {
                 {
                     intake.jobs.push(job);
                 }
-                good.push(record);
+                match record.body {
+                    Body::Metrics(snapshot) => {
+                        let report = self.report(seq, record.time, snapshot, encoded);
+                        intake.add_report(report, self.reports());
+                    }
+                    _ => intake.add_record(record, self.records()),
+                }
             }
             Err(error) => {
                 intake.dead += 1;
-                self.flush(good, intake);
                 let reason = nexus_runtime::errors::chain(&error).to_string();
                 if matches!(error, RecordError::Metrics(_)) {
                     intake.broken = Some(reason.clone());
                 }
-                intake
-                    .entries
-                    .push(self.dead_letter(seq, reason, encoded, now));
+                intake.add_entry(self.dead_letter(seq, reason, encoded, now));
             }
         }
         Ok(())
@@ -221,14 +243,46 @@ impl Reader {
         }
     }
 
-    fn flush(&self, good: &mut Vec<Record>, intake: &mut Intake) {
-        if !good.is_empty() {
-            intake.entries.push(Entry::Records(Records {
-                node: self.node,
-                incarnation: self.incarnation,
-                lane: self.lane,
-                records: std::mem::take(good),
-            }));
+    /// A report as it is kept: as it came, unless it continues one that was committed by another stream.
+    fn report(&mut self, seq: u64, time: Timestamp, snapshot: Snapshot, encoded: Bytes) -> Report {
+        let before = self.last_report.replace(seq);
+        let (base, encoded) = if self.decoder.at_key_frame() {
+            (None, encoded)
+        } else if before.is_some() {
+            (before, encoded)
+        } else {
+            let report = self.decoder.key_frame(snapshot.interval_ms);
+            let record = wire::Record {
+                seq,
+                time_ms: time.as_ms(),
+                body: Some(wire::record::Body::Metrics(report)),
+            };
+            (None, record.encode_to_vec().into())
+        };
+        Report {
+            seq,
+            time,
+            base,
+            encoded,
+            snapshot: Arc::new(snapshot),
+        }
+    }
+
+    fn reports(&self) -> Reports {
+        Reports {
+            node: self.node,
+            incarnation: self.incarnation,
+            stream: self.stream,
+            reports: Vec::new(),
+        }
+    }
+
+    fn records(&self) -> Records {
+        Records {
+            node: self.node,
+            incarnation: self.incarnation,
+            lane: self.lane,
+            records: Vec::new(),
         }
     }
 
@@ -243,6 +297,36 @@ impl Reader {
             time_ms: now.as_ms(),
         }
         .into()
+    }
+}
+
+impl Intake {
+    fn add_report(&mut self, report: Report, mut of: Reports) {
+        if let Some(Batch::Reports(last)) = self.batches.last_mut() {
+            last.reports.push(report);
+        } else {
+            of.reports.push(report);
+            self.batches.push(Batch::Reports(of));
+        }
+    }
+
+    fn add_record(&mut self, record: Record, mut of: Records) {
+        if let Some(Batch::Entries(entries)) = self.batches.last_mut()
+            && let Some(Entry::Records(last)) = entries.last_mut()
+        {
+            last.records.push(record);
+        } else {
+            of.records.push(record);
+            self.add_entry(Entry::Records(of));
+        }
+    }
+
+    fn add_entry(&mut self, entry: Entry) {
+        if let Some(Batch::Entries(entries)) = self.batches.last_mut() {
+            entries.push(entry);
+        } else {
+            self.batches.push(Batch::Entries(vec![entry]));
+        }
     }
 }
 
@@ -333,8 +417,11 @@ mod tests {
         let mut reader = reader(Lane::Results, 1);
         let intake = read(&mut reader, vec![event(1), event(2), event(5)]).unwrap();
         assert_eq!((intake.records, intake.last_seq), (2, 5));
-        let [Entry::Records(records)] = intake.entries.as_slice() else {
-            panic!("{:?}", intake.entries);
+        let [Batch::Entries(entries)] = intake.batches.as_slice() else {
+            panic!("{:?}", intake.batches);
+        };
+        let [Entry::Records(records)] = entries.as_slice() else {
+            panic!("{entries:?}");
         };
         assert_eq!(
             records.records.iter().map(|r| r.seq).collect::<Vec<_>>(),
@@ -349,7 +436,9 @@ mod tests {
         poison.truncate(poison.len() - 1);
         let intake = read(&mut reader, vec![event(1), poison.into(), event(3)]).unwrap();
         assert_eq!((intake.dead, intake.last_seq, intake.broken), (1, 3, None));
-        assert_eq!(intake.entries.len(), 3);
+        assert!(
+            matches!(intake.batches.as_slice(), [Batch::Entries(entries)] if entries.len() == 3)
+        );
         let garbage = read(&mut reader, vec![Bytes::from_static(&[0xff; 9]), event(6)]).unwrap();
         assert_eq!((garbage.dead, garbage.last_seq), (1, 6));
     }
@@ -430,16 +519,33 @@ mod tests {
     }
 
     fn samples(intake: &Intake) -> usize {
-        let records = intake.entries.iter().flat_map(|entry| match entry {
-            Entry::Records(records) => records.records.as_slice(),
-            Entry::Fact(_) => &[],
-        });
-        records
-            .map(|record| match &record.body {
-                Body::Metrics(snapshot) => snapshot.samples.len(),
-                _ => 0,
-            })
+        reports(intake)
+            .map(|report| report.snapshot.samples.len())
             .sum()
+    }
+
+    fn reports(intake: &Intake) -> impl Iterator<Item = &Report> {
+        intake.batches.iter().flat_map(|batch| match batch {
+            Batch::Reports(of) => of.reports.iter(),
+            Batch::Entries(entries) => panic!("{entries:?}"),
+        })
+    }
+
+    #[test]
+    fn a_stream_that_goes_on_after_what_was_committed_begins_with_a_key_frame() {
+        let mut encoder = Encoder::new();
+        let records: Vec<_> = (1..=4).map(|seq| metrics(seq, &mut encoder)).collect();
+        let mut reader = reader(Lane::Metrics, 2);
+        let intake = read(&mut reader, records.clone()).unwrap();
+        let bases: Vec<_> = reports(&intake).map(|r| (r.seq, r.base)).collect();
+        assert_eq!(bases, [(3, None), (4, Some(3))]);
+        let kept: Vec<_> = reports(&intake).map(|r| r.encoded.clone()).collect();
+        assert!(kept[0] != records[2] && kept[1] == records[3]);
+        let mut decoder = Decoder::new();
+        for (kept, report) in kept.into_iter().zip(reports(&intake)) {
+            let record = Record::decode(kept, &mut decoder).unwrap();
+            assert_eq!(record.body, Body::Metrics((*report.snapshot).clone()));
+        }
     }
 
     #[test]
@@ -468,13 +574,8 @@ mod tests {
             let of = (NodeId::random(), Incarnation::random());
             let mut reader = Reader::new(of, Lane::Metrics, 0, pool.clone());
             let intake = read(&mut reader, bomb(1, 1)).unwrap();
-            let Some(Entry::Records(records)) = intake.entries.first() else {
-                panic!("{intake:?}");
-            };
-            let Body::Metrics(snapshot) = &records.records[0].body else {
-                panic!("{records:?}");
-            };
-            keys.push(Arc::clone(&snapshot.samples[0].key));
+            let first = reports(&intake).next().unwrap();
+            keys.push(Arc::clone(&first.snapshot.samples[0].key));
         }
         assert!(Arc::ptr_eq(&keys[0], &keys[1]));
     }

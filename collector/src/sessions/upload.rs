@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::{
     Sessions,
     credit::Credit,
-    ingest::{Frame, Intake, Reader},
+    ingest::{Batch, Frame, Intake, Reader},
     registry::Session,
 };
 use crate::pages::metrics::ByLane;
@@ -155,23 +155,15 @@ async fn commit(
     intake: Intake,
     credit: &mut Credit,
 ) -> Result<(), Status> {
-    if intake.entries.is_empty() {
+    if intake.batches.is_empty() {
         return Ok(());
     }
     let start = sessions.clock.instant();
-    let shard = sessions.store.shard_of(node);
-    let outcomes = sessions
-        .store
-        .append(shard, intake.entries)
-        .await
-        .map_err(|error| store_failed(&error))?;
+    for batch in intake.batches {
+        store(sessions, node, batch).await?;
+    }
     let latency = sessions.clock.instant().saturating_duration_since(start);
     credit.committed_in(latency);
-    if let Some(why) = outcomes.iter().find_map(|outcome| outcome.refusal()) {
-        return Err(Status::failed_precondition(format!(
-            "the records were not taken: {why}"
-        )));
-    }
     let metrics = &sessions.metrics;
     let by_lane = ByLane { lane: lane.name() };
     metrics.commit_seconds.0.observe(latency.as_secs_f64());
@@ -194,6 +186,31 @@ async fn commit(
         sessions.hints.changed(job);
     }
     Ok(())
+}
+
+async fn store(sessions: &Sessions, node: NodeId, batch: Batch) -> Result<(), Status> {
+    let store = &sessions.store;
+    let outcomes = match batch {
+        Batch::Entries(entries) => store.append(store.shard_of(node), entries).await,
+        Batch::Reports(reports) => {
+            let outcome = store.append_reports(reports).await;
+            let outcome = outcome.map_err(|error| store_failed(&error))?;
+            // Two streams of one node at a time; the next begins with a key frame.
+            return match outcome.refusal() {
+                Some(why) => Err(Status::aborted(format!(
+                    "the reports were not taken: {why}"
+                ))),
+                None => Ok(()),
+            };
+        }
+    };
+    let outcomes = outcomes.map_err(|error| store_failed(&error))?;
+    match outcomes.iter().find_map(|outcome| outcome.refusal()) {
+        Some(why) => Err(Status::failed_precondition(format!(
+            "the records were not taken: {why}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 async fn ack(acks: &Acks, seq: u64, credit: &Credit) -> Result<(), Status> {

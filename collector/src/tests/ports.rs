@@ -62,7 +62,12 @@ async fn running() -> Running {
     let folder = Folder::new(&config.state_dir);
     let instance = init::instance_of(&folder, &config).unwrap();
     let tasks = Tasks::new();
-    let store = Store::open(folder.path(), clock.clone()).unwrap();
+    let store = Store::open(
+        folder.path(),
+        clock.clone(),
+        nexus_store::Settings::default(),
+    )
+    .unwrap();
     let registry = collector::start(&config, &folder, &instance, &clock, &tasks, &store)
         .await
         .unwrap();

@@ -28,10 +28,13 @@ use std::{io, time::Duration};
 use crate::StoreError;
 
 pub(crate) use build::{Builder, Built, Key};
-pub(crate) use file::{Cursor, Held, Keep, MetricsFile, NodeBatch, Resume, Totals, Writing};
-pub(crate) use keep::{Budget, Stepped};
-pub(crate) use read::{Answer, Ask, Line, Point, Samples, points};
-pub(crate) use schema::Resolution;
+pub(crate) use file::{Cursor, Keep, MetricsFile, NodeBatch, Resume, resume};
+pub use file::{Held, Totals};
+pub(crate) use keep::Budget;
+pub use read::{Answer, Ask, Line, Point};
+pub(crate) use read::{Samples, points};
+pub use schema::Resolution;
+pub(crate) use schema::format;
 
 /// How far ahead of the collector's clock a node's clock may be without being counted.
 pub(crate) const SKEW: Duration = Duration::from_secs(600);

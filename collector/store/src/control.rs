@@ -10,7 +10,6 @@ use crate::{
     StoreError,
     db::Format,
     entry::{ControlEntry, Outcome, TokenUsed},
-    log::Log,
     watch::Watches,
     writer::Projection,
 };
@@ -89,6 +88,7 @@ fn json(map: &impl serde::Serialize) -> String {
 
 impl Projection for Control {
     type Fact = ControlEntry;
+    const STATEMENTS: usize = 64;
 
     fn format() -> Format {
         Format {
@@ -99,16 +99,11 @@ impl Projection for Control {
         }
     }
 
-    fn load(&mut self, db: &Connection, _: &Log, _: i64) -> Result<(), StoreError> {
-        db.set_prepared_statement_cache_capacity(64);
-        Ok(())
-    }
-
     fn trim(&mut self, _: &Connection, _: &mut [ControlEntry]) -> Result<(), StoreError> {
         Ok(())
     }
 
-    fn apply(&mut self, db: &Connection, _: i64, _: Timestamp, fact: &ControlEntry) -> Applied {
+    fn apply(&mut self, db: &Connection, _: Timestamp, fact: &ControlEntry) -> Applied {
         match fact {
             ControlEntry::Job(job) => {
                 self.touched.extend(JobId::from_wire(&job.job).ok());
@@ -274,10 +269,6 @@ impl Projection for Control {
                 Ok(Outcome::Applied)
             }
         }
-    }
-
-    fn finish(&mut self, _: &Connection, _: i64, _: Timestamp) -> Result<(), StoreError> {
-        Ok(())
     }
 
     fn settle(&mut self, committed: bool) {

@@ -205,6 +205,11 @@ pub(crate) fn refuse_newer(path: &Path, format: &Format) -> Result<(), StoreErro
     }
 }
 
+/// Whether a file is there and has at least that format.
+pub(crate) fn has_format(path: &Path, format: &Format, version: i64) -> bool {
+    inspect(path, format).is_ok_and(|found| found >= version)
+}
+
 fn inspect(path: &Path, format: &Format) -> Result<i64, StoreError> {
     let size = fs::metadata(path)
         .map_err(StoreError::file("cannot read", path))?

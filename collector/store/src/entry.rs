@@ -1,15 +1,19 @@
 //! What can be said to a shard's log and to the control log.
 //!
 //! The facts are the messages of `nexus.store.v1` themselves, since the log is their only reader; records
-//! come in their domain form, because the log codes the metric reports of a batch as one stream.
+//! come in their domain form. Metric reports ([`Reports`]) are said to the head of metrics instead.
+
+use std::sync::Arc;
 
 use nexus_proto::{
+    agent::v1 as wire,
     ids::{Incarnation, Lane, NodeId},
-    metrics::{Decoder, Encoder},
+    metrics::{Decoder, Encoder, Snapshot},
     record::Record,
     store::v1,
+    time::Timestamp,
 };
-use prost::Message as _;
+use prost::{Message as _, bytes::Bytes};
 
 use crate::StoreError;
 
@@ -32,6 +36,91 @@ pub struct Records {
     pub lane: Lane,
     /// The records.
     pub records: Vec<Record>,
+}
+
+/// Metric reports of one node, in rising seq order, each as it came and as what it says.
+#[derive(Debug, Clone)]
+pub struct Reports {
+    /// Whose.
+    pub node: NodeId,
+    /// Which life of its state folder.
+    pub incarnation: Incarnation,
+    /// The stream they came in: no two streams of a process have the same, none is 0.
+    pub stream: u64,
+    /// The reports.
+    pub reports: Vec<Report>,
+}
+
+/// A metric report.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Its seq.
+    pub seq: u64,
+    /// When the agent sampled it, by its own clock.
+    pub time: Timestamp,
+    /// The report of the stream that this one continues; none: it is a key frame.
+    pub base: Option<u64>,
+    /// The `nexus.agent.v1.Record` with it.
+    pub encoded: Bytes,
+    /// All values.
+    pub snapshot: Arc<Snapshot>,
+}
+
+impl Reports {
+    /// Snapshots as a stream of their own.
+    #[must_use]
+    pub fn encode(
+        node: NodeId,
+        incarnation: Incarnation,
+        stream: u64,
+        snapshots: Vec<(u64, Timestamp, Snapshot)>,
+    ) -> Self {
+        let mut encoder = Encoder::new();
+        let mut before = None;
+        let mut reports = Vec::with_capacity(snapshots.len());
+        for (seq, time, snapshot) in snapshots {
+            let report = encoder.encode(&snapshot);
+            let key_frame = report.key_frame;
+            let record = wire::Record {
+                seq,
+                time_ms: time.as_ms(),
+                body: Some(wire::record::Body::Metrics(report)),
+            };
+            reports.push(Report {
+                seq,
+                time,
+                base: before.replace(seq).filter(|_| !key_frame),
+                encoded: record.encode_to_vec().into(),
+                snapshot: Arc::new(snapshot),
+            });
+        }
+        Self {
+            node,
+            incarnation,
+            stream,
+            reports,
+        }
+    }
+
+    pub(crate) fn to_part(&self) -> v1::MetricReports {
+        let first = self.reports.first();
+        v1::MetricReports {
+            node: self.node.to_wire(),
+            incarnation: self.incarnation.to_wire(),
+            base: first.and_then(|report| report.base).unwrap_or_default(),
+            records: self
+                .reports
+                .iter()
+                .map(|report| report.encoded.clone())
+                .collect(),
+        }
+    }
+
+    /// Roughly how much memory they hold.
+    pub(crate) fn weight(&self) -> usize {
+        let of = |report: &Report| 128 + report.encoded.len() + report.snapshot.samples.len() * 24;
+        64 + self.reports.iter().map(of).sum::<usize>()
+    }
 }
 
 /// One entry for a shard's log.

@@ -1,13 +1,14 @@
 //! What this crate's decoders make of arbitrary input, for the fuzz targets and the test that replays their
 //! corpora. No interface: everything else goes through [`crate::Store`].
 
-use nexus_proto::{metrics::Snapshot, time::Timestamp};
+use nexus_proto::{metrics::KeyPool, store::v1, time::Timestamp};
+use prost::Message as _;
 
 use crate::{
     StoreError,
-    entry::{ControlEntry, Entry, Facts},
+    entry::{ControlEntry, Entry, Facts, Reports},
+    head::{self, replay::Replay},
     log,
-    shard::metrics,
 };
 
 /// The entries of a shard's log row, uncompressed.
@@ -36,9 +37,25 @@ fn packed<F: Facts>(entries: &[F]) -> Result<Vec<F>, StoreError> {
     F::decode(&log::unpack(&row).map_err(damaged)?)
 }
 
-/// The reports of a chunk of metrics, compressed as it stands on disk.
-pub fn chunk(packed: &[u8]) -> Result<Vec<(Timestamp, Snapshot)>, StoreError> {
-    metrics::unpack(packed)
+/// How many reports can be read of a row of the head of metrics, uncompressed, and how many cannot.
+pub fn head_row(bytes: &[u8]) -> Result<(u64, u64), StoreError> {
+    let batch = v1::MetricsBatch::decode(bytes).map_err(|e| StoreError::corrupt("a row", e))?;
+    let row = head::Row {
+        index: 1,
+        time: Timestamp(1),
+        parts: batch.parts,
+    };
+    let mut replay = Replay::new(KeyPool::new());
+    let mut taken = 0;
+    replay.take(&row, |_| true, |_| taken += 1)?;
+    Ok((taken, replay.lost))
+}
+
+/// The bytes of such a row.
+#[must_use]
+pub fn head_encoded(all: &[Reports]) -> Vec<u8> {
+    let parts = all.iter().map(Reports::to_part).collect();
+    v1::MetricsBatch { parts }.encode_to_vec()
 }
 
 /// The bytes of a batch, as they stand in a row before compression.
@@ -51,9 +68,4 @@ pub fn encoded(entries: &[Entry]) -> Vec<u8> {
 #[must_use]
 pub fn control_encoded(entries: &[ControlEntry]) -> Vec<u8> {
     <ControlEntry as Facts>::encode(entries)
-}
-
-/// A chunk's message as it stands on disk.
-pub fn packed_chunk(message: &[u8]) -> std::io::Result<Vec<u8>> {
-    log::pack(message, log::ZSTD_LEVEL)
 }

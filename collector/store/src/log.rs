@@ -169,16 +169,6 @@ impl Log {
         }))
     }
 
-    /// When a row was appended.
-    pub(crate) fn time_of(&self, index: i64) -> Result<Option<Timestamp>, StoreError> {
-        self.connection
-            .query_row("SELECT time_ms FROM log WHERE idx = ?1", [index], |row| {
-                row.get(0).map(Timestamp)
-            })
-            .optional()
-            .map_err(StoreError::sqlite("cannot read", &self.path))
-    }
-
     /// Checks the chain over rows `after < idx <= to`; the hash of the last of them.
     pub(crate) fn check(&self, after: i64, to: i64) -> Result<[u8; 32], StoreError> {
         let read = StoreError::sqlite("cannot read", &self.path);

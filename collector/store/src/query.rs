@@ -7,6 +7,7 @@
 
 mod functions;
 mod guard;
+pub(crate) mod live;
 pub(crate) mod memory;
 mod newest;
 mod views;
@@ -110,6 +111,7 @@ pub(crate) struct Places {
 
 /// What metrics views show.
 pub(crate) struct Metrics {
+    pub(crate) tails: Arc<live::Ask>,
     pub(crate) nodes: Arc<Vec<NodeMetrics>>,
     #[expect(clippy::type_complexity, reason = "a callback of two words")]
     pub(crate) history: Arc<dyn Fn(&str, &str) -> Result<Vec<Shown>, String> + Send + Sync>,
@@ -295,6 +297,7 @@ impl Run<'_> {
                 [node.as_bytes()],
             )?;
         }
+        live::register(connection, &metrics.tails)?;
         let now = newest::Source {
             nodes: Arc::clone(&metrics.nodes),
             history: None,

@@ -1,16 +1,12 @@
 //! A shard's projections: what follows from its log about its nodes.
 
 mod inventory;
-pub(crate) mod metrics;
 mod nodes;
 pub(crate) mod reads;
 mod runs;
 pub(crate) mod schema;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::collections::{BTreeSet, HashMap};
 
 use nexus_proto::{
     agent::v1::Lane as WireLane,
@@ -26,8 +22,6 @@ use crate::{
     StoreError,
     db::Format,
     entry::{DeadLetter, Entry, Fact, Outcome, Records, SessionsLost},
-    log::Log,
-    shard::metrics::Metrics,
     watch::Watches,
     writer::{Projection, chain, is_fatal},
 };
@@ -35,7 +29,6 @@ use crate::{
 /// The writer's side of a shard.
 #[derive(Debug)]
 pub(crate) struct Shard {
-    metrics: Metrics,
     watches: Watches,
     touched: BTreeSet<JobId>,
 }
@@ -43,14 +36,9 @@ pub(crate) struct Shard {
 impl Shard {
     pub(crate) fn new(watches: Watches) -> Self {
         Self {
-            metrics: Metrics::default(),
             watches,
             touched: BTreeSet::new(),
         }
-    }
-
-    pub(crate) fn memory(&self) -> metrics::Shared {
-        self.metrics.shared()
     }
 
     fn touch(&mut self, job: &[u8]) {
@@ -102,7 +90,7 @@ impl Shard {
     fn records(
         &mut self,
         db: &Connection,
-        at: (i64, Timestamp),
+        time: Timestamp,
         records: &Records,
         singly: bool,
     ) -> Result<Outcome, StoreError> {
@@ -116,9 +104,9 @@ impl Shard {
             }
             new += 1;
             if singly {
-                self.record_singly(db, at, records, (last, record))?;
+                self.record_singly(db, time, records, (last, record))?;
             } else {
-                self.record(db, at, records, (last, record))?;
+                self.record(db, time, records, (last, record))?;
             }
             last = record.seq;
         }
@@ -130,7 +118,7 @@ impl Shard {
                 records.lane,
                 (last, new),
             )?;
-            nodes::seen(db, node, at.1)?;
+            nodes::seen(db, node, time)?;
         }
         Ok(Outcome::Committed(last))
     }
@@ -139,18 +127,16 @@ impl Shard {
     fn record_singly(
         &mut self,
         db: &Connection,
-        at: (i64, Timestamp),
+        time: Timestamp,
         of: &Records,
         (last, record): (u64, &Record),
     ) -> Result<(), StoreError> {
         db.execute_batch("SAVEPOINT record")?;
-        let staged = self.metrics.staged();
-        match self.record(db, at, of, (last, record)) {
+        match self.record(db, time, of, (last, record)) {
             Err(error) if !is_fatal(&error) => {
                 db.execute_batch("ROLLBACK TO record")?;
-                self.metrics.unstage(staged);
                 let reason = format!("it cannot be applied: {}", chain(&error));
-                put_aside(db, of, record, reason, at.1)?;
+                put_aside(db, of, record, reason, time)?;
             }
             outcome => outcome?,
         }
@@ -162,18 +148,14 @@ impl Shard {
     fn record(
         &mut self,
         db: &Connection,
-        (index, time): (i64, Timestamp),
+        time: Timestamp,
         of: &Records,
         (last, record): (u64, &Record),
     ) -> Result<(), StoreError> {
         let node = of.node;
         let ours = match &record.body {
-            Body::Metrics(snapshot) => {
-                let snapshot = Arc::new(snapshot.clone());
-                self.metrics
-                    .stage(node, (index, time), record.time, snapshot);
-                true
-            }
+            // In the logs of early builds; they stand in the head now.
+            Body::Metrics(_) => true,
             Body::Section(section) => {
                 inventory::apply(db, node, time, section)?;
                 true
@@ -229,14 +211,10 @@ impl Shard {
 
 impl Projection for Shard {
     type Fact = Entry;
+    const STATEMENTS: usize = 256;
 
     fn format() -> Format {
         schema::format()
-    }
-
-    fn load(&mut self, db: &Connection, log: &Log, applied: i64) -> Result<(), StoreError> {
-        db.set_prepared_statement_cache_capacity(256);
-        self.metrics.load(db, log, applied)
     }
 
     fn resume(&self, db: &Connection, now: Timestamp) -> Result<Vec<Entry>, StoreError> {
@@ -275,19 +253,16 @@ impl Projection for Shard {
     fn apply(
         &mut self,
         db: &Connection,
-        index: i64,
         time: Timestamp,
         fact: &Entry,
     ) -> Result<Outcome, StoreError> {
         match fact {
             Entry::Records(records) => {
-                let staged = self.metrics.staged();
-                match self.records(db, (index, time), records, false) {
+                match self.records(db, time, records, false) {
                     // One of them cannot be applied: then each is on its own.
                     Err(error) if !is_fatal(&error) => {
                         db.execute_batch("ROLLBACK TO fact")?;
-                        self.metrics.unstage(staged);
-                        self.records(db, (index, time), records, true)
+                        self.records(db, time, records, true)
                     }
                     outcome => outcome,
                 }
@@ -296,12 +271,7 @@ impl Projection for Shard {
         }
     }
 
-    fn finish(&mut self, db: &Connection, index: i64, time: Timestamp) -> Result<(), StoreError> {
-        self.metrics.finish(db, index, time)
-    }
-
     fn settle(&mut self, committed: bool) {
-        self.metrics.settle(committed);
         for job in std::mem::take(&mut self.touched) {
             if committed {
                 self.watches.touch(job);

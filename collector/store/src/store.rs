@@ -9,6 +9,7 @@ use std::{
 
 use nexus_proto::{
     ids::{Incarnation, JobId, Lane, NodeId, Slot, TokenId},
+    metrics::KeyPool,
     operator::v1::AuditRow,
     time::Timestamp,
 };
@@ -20,16 +21,20 @@ use tokio::sync::Semaphore;
 use crate::{
     StoreError,
     audit::{self, AuditWriter, Head},
+    chunks::{Answer, Ask, Totals},
+    compact::Compactor,
     control::{self, Control},
     db::{self, FolderLock},
-    entry::{AuditHead, ControlEntry, Entry, Outcome, SlotTable},
+    entry::{AuditHead, ControlEntry, Entry, Outcome, Reports, SlotTable},
+    head::live::Tail,
     log,
+    metrics::{self, Metrics, Settings},
     query::{self, NodeMetrics, Places, QueryOptions, QueryStream},
     rows::{
         JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,
         TrustRow, ViewInfo,
     },
-    shard::{self, Shard, metrics},
+    shard::{self, Shard, schema::METRICS_APART},
     watch::Watches,
     writer::{Projection as _, Writer, chain},
 };
@@ -72,6 +77,7 @@ struct Inner {
     /// What the control log says the end of the audit chain is.
     audit_noted: Mutex<Option<Head>>,
     watches: Watches,
+    compactor: Compactor,
     queries: Arc<Semaphore>,
     clock: Clock,
     #[expect(dead_code, reason = "held until the store is gone")]
@@ -84,7 +90,7 @@ struct ShardParts {
     reader: Mutex<Connection>,
     /// For reads of many, which nobody who asks for one thing waits for.
     bulk: Mutex<Connection>,
-    memory: metrics::Shared,
+    metrics: Metrics,
 }
 
 impl Drop for Inner {
@@ -96,8 +102,10 @@ impl Drop for Inner {
 impl Inner {
     fn close(&self) {
         self.control.close();
+        self.compactor.close();
         for shard in &self.shards {
             shard.writer.close();
+            shard.metrics.close();
         }
         self.audit.close();
     }
@@ -109,7 +117,7 @@ impl fmt::Debug for Store {
     }
 }
 
-fn reading(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+pub(crate) fn reading(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
     connection.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -127,6 +135,7 @@ fn refuse_newer(dir: &Path) -> Result<(), StoreError> {
     let mut number = 0;
     while shard_folder(dir, number).exists() {
         logs_and_rows(shard_folder(dir, number), Shard::format())?;
+        metrics::refuse_newer(&shard_folder(dir, number))?;
         number += 1;
     }
     db::refuse_newer(&dir.join("audit.db"), &audit::format())
@@ -164,6 +173,7 @@ impl Store {
             let folder = shard_folder(dir, number);
             let shard = Shard::new(Watches::default());
             Writer::start("shard", &folder, clock.clone(), shard, Vec::new())?.close();
+            metrics::create(&folder)?;
             db::sync_folder(&folder)?;
         }
         AuditWriter::start(&dir.join("audit.db"), None, clock.clone())?.close();
@@ -191,7 +201,7 @@ impl Store {
 
     /// Opens a store: locks its folder, migrates files of an older version after a backup, applies what
     /// a crash left unapplied, closes the sessions it left open.
-    pub fn open(dir: &Path, clock: Clock) -> Result<Self, StoreError> {
+    pub fn open(dir: &Path, clock: Clock, settings: Settings) -> Result<Self, StoreError> {
         let folder = dir.join("control");
         if dir.join("audit.db").exists() {
             must_exist(&folder.join("log.db"))?;
@@ -210,20 +220,28 @@ impl Store {
         let slots = control::reads::slots(&control_reader)?;
         let count = slots.iter().max().map_or(1, |last| last + 1);
         let mut shards = Vec::with_capacity(usize::from(count));
+        let mut compactions = Vec::with_capacity(usize::from(count));
+        let keys = KeyPool::new();
         for number in 0..count {
             let folder = shard_folder(dir, number);
             // The control log came last when the store was made, so every shard was there.
             must_exist(&folder.join("log.db"))?;
+            if db::has_format(&folder.join("state.db"), &Shard::format(), METRICS_APART) {
+                must_exist(&folder.join(metrics::HEAD))?;
+                must_exist(&folder.join(metrics::CHUNKS))?;
+            }
             let shard = Shard::new(watches.clone());
-            let memory = shard.memory();
             let writer = Writer::start("shard", &folder, clock.clone(), shard, Vec::new())?;
+            let (metrics, compaction) =
+                Metrics::open(&folder, clock.clone(), settings, keys.clone())?;
             let state = folder.join("state.db");
             shards.push(ShardParts {
                 writer,
                 reader: Mutex::new(db::open_reader(&state)?),
                 bulk: Mutex::new(db::open_reader(&state)?),
-                memory,
+                metrics,
             });
+            compactions.push(compaction);
         }
         let noted = control::reads::audit_head(&control_reader)?;
         let audit = AuditWriter::start(&dir.join("audit.db"), noted.as_ref(), clock.clone())?;
@@ -238,6 +256,7 @@ impl Store {
             audit_reader,
             audit_noted: Mutex::new(noted),
             watches,
+            compactor: Compactor::start(compactions, clock.clone())?,
             queries: Arc::new(Semaphore::new(QUERIES)),
             clock,
             lock,
@@ -258,7 +277,12 @@ impl Store {
     pub fn queues(&self) -> Vec<(String, crate::QueueDepth)> {
         let shards = self.inner.shards.iter().enumerate();
         std::iter::once(("control".to_owned(), self.inner.control.depth()))
-            .chain(shards.map(|(shard, parts)| (format!("shard-{shard}"), parts.writer.depth())))
+            .chain(shards.flat_map(|(shard, parts)| {
+                [
+                    (format!("shard-{shard}"), parts.writer.depth()),
+                    (format!("metrics-{shard}"), parts.metrics.depth()),
+                ]
+            }))
             .collect()
     }
 
@@ -269,7 +293,7 @@ impl Store {
         let now = self.inner.clock.instant();
         let shards = self.inner.shards.iter();
         shards
-            .map(|parts| parts.writer.failing(now))
+            .flat_map(|parts| [parts.writer.failing(now), parts.metrics.failing(now)])
             .chain([
                 self.inner.control.failing(now),
                 self.inner.audit.failing(now),
@@ -303,6 +327,11 @@ impl Store {
         entries: Vec<Entry>,
     ) -> Result<Vec<Outcome>, StoreError> {
         self.shard(shard)?.writer.append(entries).await
+    }
+
+    /// Appends metric reports of one node; they are committed with those of others.
+    pub async fn append_reports(&self, reports: Reports) -> Result<Outcome, StoreError> {
+        self.shard_for(reports.node)?.metrics.append(reports).await
     }
 
     /// [`Store::append`] for one entry about one node.
@@ -369,14 +398,25 @@ impl Store {
 
     /// A node.
     pub fn node(&self, id: NodeId) -> Result<Option<NodeRow>, StoreError> {
-        shard::reads::node(&reading(&self.shard_for(id)?.reader), self.shard_of(id), id)
+        let shard = self.shard_for(id)?;
+        let mut row = shard::reads::node(&reading(&shard.reader), self.shard_of(id), id)?;
+        if let Some(row) = &mut row {
+            row.last_seen = row.last_seen.max(shard.metrics.heard(id));
+        }
+        Ok(row)
     }
 
     /// Every node, by name; as it was at `as_of`, if given.
     pub fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, StoreError> {
         let mut nodes = Vec::new();
         for (number, shard) in (0..).zip(&self.inner.shards) {
-            nodes.extend(shard::reads::nodes(&reading(&shard.bulk), number, as_of)?);
+            let mut rows = shard::reads::nodes(&reading(&shard.bulk), number, as_of)?;
+            for row in &mut rows {
+                let heard = shard.metrics.heard(row.id);
+                let heard = heard.filter(|heard| as_of.is_none_or(|then| *heard <= then));
+                row.last_seen = row.last_seen.max(heard);
+            }
+            nodes.extend(rows);
         }
         nodes.sort_by(|a, b| a.name.cmp(&b.name).then(a.id.cmp(&b.id)));
         Ok(nodes)
@@ -384,7 +424,17 @@ impl Store {
 
     /// The highest committed seq of each lane of an incarnation; 0 where there is none.
     pub fn cursors(&self, node: NodeId, of: Incarnation) -> Result<[(Lane, u64); 3], StoreError> {
-        shard::reads::cursors(&reading(&self.shard_for(node)?.reader), node, of)
+        let shard = self.shard_for(node)?;
+        let mut cursors = shard::reads::cursors(&reading(&shard.reader), node, of)?;
+        let reports = shard.metrics.tail(node, of).seq;
+        for (_, seq) in cursors
+            .iter_mut()
+            .filter(|(lane, _)| *lane == Lane::Metrics)
+        {
+            // Whichever is higher: each holds what came before it.
+            *seq = reports.max(*seq);
+        }
+        Ok(cursors)
     }
 
     /// The sections held of a node.
@@ -463,8 +513,24 @@ impl Store {
     /// The newest report of a node.
     #[must_use]
     pub fn newest(&self, node: NodeId) -> Option<Newest> {
-        let shard = self.shard_for(node).ok()?;
-        metrics::hold(&shard.memory).newest(node).cloned()
+        self.shard_for(node).ok()?.metrics.newest(node)
+    }
+
+    /// Points of series of a node, both ends included.
+    pub fn points(&self, ask: &Ask<'_>) -> Result<Answer, StoreError> {
+        self.shard_for(ask.node)?.metrics.points(ask)
+    }
+
+    /// Brings all metric reports into chunks, without waiting until it is time.
+    pub async fn compact_metrics(&self) -> Result<(), StoreError> {
+        self.inner.compactor.now().await
+    }
+
+    /// What the chunks of metrics hold, a shard each.
+    #[must_use]
+    pub fn metrics_held(&self) -> Vec<Totals> {
+        let shards = self.inner.shards.iter();
+        shards.map(|shard| shard.metrics.totals()).collect()
     }
 
     /// Values of a metric of a node, in order of time, both ends included.
@@ -475,8 +541,7 @@ impl Store {
         from: Timestamp,
         to: Timestamp,
     ) -> Result<Vec<Point>, StoreError> {
-        let shard = self.shard_for(node)?;
-        metrics::history(&reading(&shard.bulk), &shard.memory, node, name, from, to)
+        self.shard_for(node)?.metrics.history(node, name, from, to)
     }
 
     /// Makes a shard's projections anew from its log.
@@ -520,6 +585,25 @@ impl Store {
                 .map(|point| (point.key, point.value, point.time))
                 .collect())
         };
+        let weak = Arc::downgrade(&self.inner);
+        let seen = options.nodes.clone();
+        let tails = move |node: NodeId, of: Option<Incarnation>| {
+            let permitted = seen.as_ref().is_none_or(|ids| ids.contains(&node));
+            let inner = weak.upgrade().filter(|_| permitted);
+            inner
+                .and_then(|inner| {
+                    let shard = Store { inner };
+                    let shard = shard.shard_for(node).ok()?;
+                    Some(match of {
+                        Some(of) => shard.metrics.tail(node, of),
+                        None => Tail {
+                            received: shard.metrics.heard(node).unwrap_or_default(),
+                            ..Tail::default()
+                        },
+                    })
+                })
+                .unwrap_or_default()
+        };
         let wanted = query::names_metrics(sql);
         let permitted = options.nodes.clone();
         let weak = Arc::downgrade(&self.inner);
@@ -538,6 +622,7 @@ impl Store {
                 }));
             }
             Ok(query::Metrics {
+                tails: Arc::new(tails),
                 nodes: Arc::new(shown),
                 history: Arc::new(history),
             })

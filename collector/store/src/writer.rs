@@ -46,8 +46,8 @@ pub(crate) trait Projection: Send + 'static {
     type Fact: Facts;
     /// Of its file. The first step makes a table `meta (key TEXT PRIMARY KEY, value INTEGER)`.
     fn format() -> Format;
-    /// Fills what is kept in memory from rows that are applied up to `applied`.
-    fn load(&mut self, rows: &Connection, log: &Log, applied: i64) -> Result<(), StoreError>;
+    /// Statements that the connection keeps prepared.
+    const STATEMENTS: usize;
     /// What is to be said before anything else, because the writer before may not have ended cleanly.
     fn resume(&self, _: &Connection, _: Timestamp) -> Result<Vec<Self::Fact>, StoreError> {
         Ok(Vec::new())
@@ -58,12 +58,9 @@ pub(crate) trait Projection: Send + 'static {
     fn apply(
         &mut self,
         rows: &Connection,
-        index: i64,
         time: Timestamp,
         fact: &Self::Fact,
     ) -> Result<Outcome, StoreError>;
-    /// Every fact of a row is applied; the transaction is still open.
-    fn finish(&mut self, rows: &Connection, index: i64, time: Timestamp) -> Result<(), StoreError>;
     /// The transaction is committed (memory may show it) or rolled back (memory must not).
     fn settle(&mut self, committed: bool);
 }
@@ -244,6 +241,7 @@ impl<P: Projection> Core<P> {
             }
             opened => opened?,
         };
+        rows.set_prepared_statement_cache_capacity(P::STATEMENTS);
         let applied = rows
             .query_row(
                 "SELECT coalesce(max(value), 0) FROM meta WHERE key = 'applied'",
@@ -270,7 +268,6 @@ impl<P: Projection> Core<P> {
             projection,
             health: Arc::default(),
         };
-        core.projection.load(&core.rows, &core.log, applied)?;
         core.catch_up()?;
         Ok(core)
     }
@@ -391,7 +388,7 @@ impl<P: Projection> Core<P> {
         let mut outcomes = Vec::with_capacity(facts.len());
         for fact in facts {
             self.batch("SAVEPOINT fact")?;
-            let outcome = match self.projection.apply(&self.rows, index, time, fact) {
+            let outcome = match self.projection.apply(&self.rows, time, fact) {
                 // What only this entry is to blame for must not stop those after it.
                 Err(error) if !is_fatal(&error) => {
                     self.batch("ROLLBACK TO fact")?;
@@ -403,7 +400,6 @@ impl<P: Projection> Core<P> {
             self.batch("RELEASE fact")?;
             outcomes.push(outcome);
         }
-        self.projection.finish(&self.rows, index, time)?;
         self.rows
             .prepare_cached("INSERT INTO meta (key, value) VALUES ('applied', ?1) ON CONFLICT DO UPDATE SET value = ?1")
             .and_then(|mut set| set.execute(params![index]))
@@ -427,7 +423,6 @@ impl<P: Projection> Core<P> {
         };
         empty().map_err(StoreError::sqlite("cannot empty", &self.path))?;
         self.applied = 0;
-        self.projection.load(&self.rows, &self.log, 0)?;
         self.catch_up()
     }
 

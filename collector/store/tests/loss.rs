@@ -15,7 +15,7 @@ use nexus_proto::{
 };
 use nexus_runtime::clock::Clock;
 use nexus_store::{
-    Layout, QueryOptions, Store, StoreError, Value,
+    Layout, QueryOptions, Settings, Store, StoreError, Value,
     entry::{NodeEnrolled, Outcome, Records},
 };
 
@@ -23,7 +23,7 @@ fn new_store() -> (tempfile::TempDir, Clock, Store) {
     let dir = tempfile::tempdir().unwrap();
     Store::create(dir.path(), Layout::new(2)).unwrap();
     let clock = Clock::fixed(Timestamp(2_000_000));
-    let store = Store::open(dir.path(), clock.clone()).unwrap();
+    let store = Store::open(dir.path(), clock.clone(), Settings::default()).unwrap();
     (dir, clock, store)
 }
 
@@ -50,7 +50,7 @@ async fn an_audit_chain_that_was_removed_or_cut_says_so_once() {
     for file in ["audit.db", "audit.db-wal", "audit.db-shm"] {
         std::fs::remove_file(dir.path().join(file)).ok();
     }
-    let store = Store::open(dir.path(), clock.clone()).unwrap();
+    let store = Store::open(dir.path(), clock.clone(), Settings::default()).unwrap();
     assert_eq!(
         complaints(&store),
         [
@@ -61,7 +61,7 @@ async fn an_audit_chain_that_was_removed_or_cut_says_so_once() {
     drop(store);
 
     // The newest rows go.
-    let store = Store::open(dir.path(), clock.clone()).unwrap();
+    let store = Store::open(dir.path(), clock.clone(), Settings::default()).unwrap();
     assert_eq!(complaints(&store).len(), 1, "it is said once");
     drop(store);
     #[expect(
@@ -71,7 +71,7 @@ async fn an_audit_chain_that_was_removed_or_cut_says_so_once() {
     let file = rusqlite::Connection::open(dir.path().join("audit.db")).unwrap();
     file.execute("DELETE FROM audit WHERE seq > 3", []).unwrap();
     drop(file);
-    let store = Store::open(dir.path(), clock.clone()).unwrap();
+    let store = Store::open(dir.path(), clock.clone(), Settings::default()).unwrap();
     assert!(complaints(&store)[1].contains("ends at row 3, and had come to row 5"));
     audited(&store, 4).await;
     drop(store);
@@ -81,7 +81,7 @@ async fn an_audit_chain_that_was_removed_or_cut_says_so_once() {
     audited(&store, 100).await;
     drop(store);
     std::fs::copy(other.path().join("audit.db"), dir.path().join("audit.db")).unwrap();
-    let store = Store::open(dir.path(), clock).unwrap();
+    let store = Store::open(dir.path(), clock, Settings::default()).unwrap();
     let complaints = complaints(&store);
     assert!(
         complaints.last().unwrap().contains("another than it was"),
@@ -96,14 +96,14 @@ async fn a_shard_that_is_gone_is_not_made_anew() {
     let folder = dir.path().join("shards").join("1");
     let elsewhere = dir.path().join("elsewhere");
     std::fs::rename(&folder, &elsewhere).unwrap();
-    let error = Store::open(dir.path(), clock.clone()).unwrap_err();
+    let error = Store::open(dir.path(), clock.clone(), Settings::default()).unwrap_err();
     assert!(
         matches!(&error, StoreError::Missing { path } if *path == folder.join("log.db")),
         "{error:?}"
     );
     assert!(!folder.exists());
     std::fs::rename(&elsewhere, &folder).unwrap();
-    Store::open(dir.path(), clock).unwrap();
+    Store::open(dir.path(), clock, Settings::default()).unwrap();
 }
 
 #[tokio::test]

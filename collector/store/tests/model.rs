@@ -18,8 +18,8 @@ use nexus_proto::{
 };
 use nexus_runtime::clock::Clock;
 use nexus_store::{
-    Layout, QueryOptions, Store, StoreError, Value,
-    entry::{Entry, NodeEnrolled, Records},
+    Layout, QueryOptions, Settings, Store, StoreError, Value,
+    entry::{Entry, NodeEnrolled, Outcome, Records, Reports},
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -58,6 +58,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Nobody waits for others here.
+fn eager() -> Settings {
+    Settings {
+        gather: std::time::Duration::ZERO,
+        ..Settings::default()
+    }
+}
+
 fn node(number: u8) -> (NodeId, Incarnation) {
     (
         NodeId(Uuid::from_u128(u128::from(number) + 1)),
@@ -86,19 +94,25 @@ fn body(lane: Lane, value: i64) -> Body {
                 .collect();
             Body::Section(Section::new("packages", rows))
         }
-        Lane::Metrics => {
-            let key = Arc::new(SeriesKey::new("m", &[]));
-            let value = f64::from(i32::try_from(value).unwrap());
-            Body::Metrics(Snapshot {
-                interval_ms: 10_000,
-                samples: vec![Sample {
-                    key,
-                    kind: SeriesType::Gauge,
-                    value,
-                }],
-            })
-        }
+        Lane::Metrics => Body::Metrics(snapshot(value)),
     }
+}
+
+fn snapshot(value: i64) -> Snapshot {
+    let key = Arc::new(SeriesKey::new("m", &[]));
+    let value = f64::from(i32::try_from(value).unwrap());
+    Snapshot {
+        interval_ms: 10_000,
+        samples: vec![Sample {
+            key,
+            kind: SeriesType::Gauge,
+            value,
+        }],
+    }
+}
+
+fn time_of(seq: u64) -> Timestamp {
+    Timestamp(i64::try_from(seq).unwrap())
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -126,7 +140,7 @@ async fn play(steps: Vec<Step>) {
     let (path, saved) = (dir.path().join("store"), dir.path().join("saved"));
     Store::create(&path, Layout::new(1)).unwrap();
     let clock = Clock::fixed(Timestamp(1_000_000_000));
-    let mut store = Store::open(&path, clock.clone()).unwrap();
+    let mut store = Store::open(&path, clock.clone(), eager()).unwrap();
     for number in 0..3 {
         let (id, incarnation) = node(number);
         let enrolled = NodeEnrolled {
@@ -139,9 +153,10 @@ async fn play(steps: Vec<Step>) {
     }
     drop(store);
     copy(&path.join("shards/0"), &saved);
-    store = Store::open(&path, clock.clone()).unwrap();
+    store = Store::open(&path, clock.clone(), eager()).unwrap();
 
     let mut sent: BTreeMap<(u8, Lane), u64> = BTreeMap::new();
+    let mut streams = 0;
     for step in steps {
         match step {
             Step::Send {
@@ -154,9 +169,35 @@ async fn play(steps: Vec<Step>) {
                 let last = sent.entry((number, lane)).or_default();
                 let first = (*last + 1).saturating_sub(back).max(1);
                 let (node, incarnation) = node(number);
+                if lane == Lane::Metrics {
+                    let before = *last;
+                    *last = before.max(first + count - 1);
+                    let mut stream = |from: u64| {
+                        streams += 1;
+                        let seqs = from..first + count;
+                        let reports = seqs.map(|seq| (seq, time_of(seq), snapshot(value)));
+                        Reports::encode(node, incarnation, streams, reports.collect())
+                    };
+                    // The same again in the same commit.
+                    let all = stream(first);
+                    let outcomes =
+                        tokio::join!(store.append_reports(all.clone()), store.append_reports(all));
+                    let overlaps = first <= before && before < *last;
+                    for outcome in [outcomes.0.unwrap(), outcomes.1.unwrap()] {
+                        if overlaps {
+                            // What is new continues what was not taken from this stream.
+                            assert!(outcome.refusal().is_some(), "{outcome:?}");
+                        } else {
+                            assert_eq!(outcome, Outcome::Committed(*last));
+                        }
+                    }
+                    let rest = store.append_reports(stream(before + 1)).await;
+                    assert_eq!(rest.unwrap(), Outcome::Committed(*last));
+                    continue;
+                }
                 let records = (first..first + count).map(|seq| Record {
                     seq,
-                    time: Timestamp(i64::try_from(seq).unwrap()),
+                    time: time_of(seq),
                     body: body(lane, value),
                 });
                 let records = Records {
@@ -169,10 +210,7 @@ async fn play(steps: Vec<Step>) {
                 let entries: Vec<Entry> = vec![records.clone().into(), records.into()];
                 *last = (*last).max(first + count - 1);
                 let outcome = store.append(0, entries).await.unwrap();
-                assert_eq!(
-                    outcome,
-                    vec![nexus_store::entry::Outcome::Committed(*last); 2]
-                );
+                assert_eq!(outcome, vec![Outcome::Committed(*last); 2]);
             }
             Step::Wait(seconds) => clock.advance(std::time::Duration::from_secs(seconds)),
             Step::Crash => {
@@ -183,11 +221,11 @@ async fn play(steps: Vec<Step>) {
                         fs::copy(saved.join(name), path.join("shards/0").join(name)).unwrap();
                     }
                 }
-                store = Store::open(&path, clock.clone()).unwrap();
+                store = Store::open(&path, clock.clone(), eager()).unwrap();
             }
             Step::Restart => {
                 drop(store);
-                store = Store::open(&path, clock.clone()).unwrap();
+                store = Store::open(&path, clock.clone(), eager()).unwrap();
             }
         }
     }
@@ -243,7 +281,7 @@ async fn small() -> (tempfile::TempDir, Clock, [u8; 32]) {
     let dir = tempfile::tempdir().unwrap();
     Store::create(dir.path(), Layout::new(1)).unwrap();
     let clock = Clock::fixed(Timestamp(1_000));
-    let store = Store::open(dir.path(), clock.clone()).unwrap();
+    let store = Store::open(dir.path(), clock.clone(), eager()).unwrap();
     let (id, incarnation) = node(0);
     for seq in 1..=5 {
         let records = vec![Record {
@@ -275,7 +313,7 @@ async fn damaged_projections_are_rebuilt() {
     let shard = dir.path().join("shards/0");
     fs::write(shard.join("state.db"), vec![7; 64 * 1024]).unwrap();
     drop(fs::remove_file(shard.join("state.db-wal")));
-    let store = Store::open(dir.path(), clock).unwrap();
+    let store = Store::open(dir.path(), clock, eager()).unwrap();
     let (id, incarnation) = node(0);
     assert_eq!(
         store.cursors(id, incarnation).unwrap()[0],
@@ -294,7 +332,7 @@ async fn a_changed_log_is_noticed() {
     bytes[at] ^= 1;
     fs::write(&log, bytes).unwrap();
     assert!(matches!(
-        Store::open(dir.path(), clock),
+        Store::open(dir.path(), clock, eager()),
         Err(StoreError::Corrupt { .. })
     ));
 }
@@ -307,7 +345,7 @@ async fn a_newer_format_and_another_file_are_refused_and_left_alone() {
         let mut bytes = fs::read(&state).unwrap();
         bytes[offset..offset + 4].copy_from_slice(&value.to_be_bytes());
         fs::write(&state, &bytes).unwrap();
-        let error = Store::open(dir.path(), clock).unwrap_err();
+        let error = Store::open(dir.path(), clock, eager()).unwrap_err();
         assert!(
             matches!(error, StoreError::Newer { .. } | StoreError::Foreign { .. }),
             "{error}"
@@ -322,7 +360,7 @@ async fn many_reports_share_commits() {
     let dir = tempfile::tempdir().unwrap();
     Store::create(dir.path(), Layout::new(1)).unwrap();
     let clock = Clock::system();
-    let store = Store::open(dir.path(), clock.clone()).unwrap();
+    let store = Store::open(dir.path(), clock.clone(), eager()).unwrap();
     let begun = clock.instant();
     let mut tasks = tokio::task::JoinSet::new();
     let (agents, reports, series) = (64u128, 20u64, 60usize);
@@ -347,27 +385,13 @@ async fn many_reports_share_commits() {
                     kind: SeriesType::Counter,
                     value: f64::from(u32::try_from(seq).unwrap()) * 0.01,
                 });
-                let body = Body::Metrics(Snapshot {
+                let snapshot = Snapshot {
                     interval_ms: 10_000,
                     samples: samples.collect(),
-                });
-                let records = vec![Record {
-                    seq,
-                    time: Timestamp(i64::try_from(seq).unwrap()),
-                    body,
-                }];
-                store
-                    .append_for(
-                        node,
-                        Records {
-                            node,
-                            incarnation,
-                            lane: Lane::Metrics,
-                            records,
-                        },
-                    )
-                    .await
-                    .unwrap();
+                };
+                let reports =
+                    Reports::encode(node, incarnation, seq, vec![(seq, time_of(seq), snapshot)]);
+                store.append_reports(reports).await.unwrap();
             }
         });
     }
@@ -376,10 +400,10 @@ async fn many_reports_share_commits() {
     }
     let took = clock.instant() - begun;
     let total = u64::try_from(agents).unwrap() * reports;
-    let log = fs::metadata(dir.path().join("shards/0/log.db"))
+    let log = fs::metadata(dir.path().join("shards/0/head.db"))
         .unwrap()
         .len()
-        + fs::metadata(dir.path().join("shards/0/log.db-wal"))
+        + fs::metadata(dir.path().join("shards/0/head.db-wal"))
             .unwrap()
             .len();
     println!(

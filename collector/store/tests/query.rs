@@ -18,8 +18,8 @@ use nexus_proto::{
 };
 use nexus_runtime::clock::Clock;
 use nexus_store::{
-    Layout, QueryOptions, Store, StoreError, Value,
-    entry::{LabelsSet, NodeEnrolled, Records},
+    Layout, QueryOptions, Settings, Store, StoreError, Value,
+    entry::{LabelsSet, NodeEnrolled, Records, Reports},
 };
 
 const NODES: usize = 6;
@@ -34,7 +34,7 @@ async fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a ?#% folder");
     Store::create(&path, Layout::new(3)).unwrap();
-    let store = Store::open(&path, Clock::system()).unwrap();
+    let store = Store::open(&path, Clock::system(), Settings::default()).unwrap();
     let mut nodes = Vec::new();
     for number in 0..NODES {
         let (node, incarnation) = (NodeId::random(), Incarnation::random());
@@ -57,29 +57,25 @@ async fn world() -> World {
             kind: SeriesType::Gauge,
             value: f64::from(u32::try_from(number).unwrap()),
         };
-        let snapshot = Body::Metrics(Snapshot {
+        let snapshot = Snapshot {
             interval_ms: 10_000,
             samples: vec![sample],
-        });
-        for (lane, body) in [(Lane::Inventory, section), (Lane::Metrics, snapshot)] {
-            let records = vec![Record {
-                seq: 1,
-                time: Timestamp(5000),
-                body,
-            }];
-            store
-                .append_for(
-                    node,
-                    Records {
-                        node,
-                        incarnation,
-                        lane,
-                        records,
-                    },
-                )
-                .await
-                .unwrap();
-        }
+        };
+        let records = vec![Record {
+            seq: 1,
+            time: Timestamp(5000),
+            body: section,
+        }];
+        let records = Records {
+            node,
+            incarnation,
+            lane: Lane::Inventory,
+            records,
+        };
+        store.append_for(node, records).await.unwrap();
+        let reports = vec![(1, Timestamp(5000), snapshot)];
+        let reports = Reports::encode(node, incarnation, 1, reports);
+        store.append_reports(reports).await.unwrap();
         nodes.push(node);
     }
     store

@@ -4,7 +4,11 @@ use std::{collections::HashSet, sync::Arc};
 
 use crate::{agent::v1 as wire, limits};
 
-use super::{KeyPool, MetricError, Sample, SeriesKey, SeriesType, Snapshot, scale::Scale};
+use super::{
+    KeyPool, MetricError, Sample, SeriesKey, SeriesType, Snapshot,
+    encode::{Changes, define},
+    scale::Scale,
+};
 
 /// Decodes one stream of reports, in the order they were encoded.
 #[derive(Debug, Default)]
@@ -17,6 +21,8 @@ pub struct Decoder {
     pool: Option<KeyPool>,
     /// Whether the state is that of a whole stream so far.
     in_step: bool,
+    /// Whether the newest report needs none before it.
+    at_key_frame: bool,
 }
 
 #[derive(Debug)]
@@ -50,9 +56,61 @@ impl Decoder {
         self.keys.len()
     }
 
+    /// Whether the newest report was a key frame.
+    #[must_use]
+    pub fn at_key_frame(&self) -> bool {
+        self.at_key_frame
+    }
+
+    /// A key frame after which reports decode as they do after all that came so far.
+    #[must_use]
+    pub fn key_frame(&self, interval_ms: u32) -> wire::MetricReport {
+        let mut report = wire::MetricReport {
+            interval_ms,
+            key_frame: true,
+            ..wire::MetricReport::default()
+        };
+        let mut changes = Changes::default();
+        for (id, slot) in (0_u32..).zip(&self.slots) {
+            let Some(slot) = slot else { continue };
+            report
+                .define
+                .push(define(id, &slot.key, slot.kind, slot.scale));
+            if slot.mantissa != 0 {
+                changes.deltas.push((id, slot.mantissa));
+            }
+            if slot.scale.value(slot.mantissa).to_bits() != slot.value.to_bits() {
+                changes.raws.push((id, slot.value));
+            }
+        }
+        changes.write(&mut report);
+        report
+    }
+
     /// The snapshot a report stands for. After an error only a key frame is taken, for the state may
     /// lack what the refused report said.
     pub fn decode(&mut self, report: &wire::MetricReport) -> Result<Snapshot, MetricError> {
+        self.take(report)?;
+        Ok(self.snapshot(report.interval_ms))
+    }
+
+    /// What the reports so far come to.
+    #[must_use]
+    pub fn snapshot(&self, interval_ms: u32) -> Snapshot {
+        Snapshot {
+            interval_ms,
+            samples: self.slots.iter().flatten().map(Slot::sample).collect(),
+        }
+    }
+
+    /// The same without a copy of it.
+    pub fn each(&self) -> impl Iterator<Item = (&Arc<SeriesKey>, SeriesType, f64)> + Clone {
+        let slots = self.slots.iter().flatten();
+        slots.map(|slot| (&slot.key, slot.kind, slot.value))
+    }
+
+    /// Takes a report in, as [`Decoder::decode`] does, without making its snapshot.
+    pub fn take(&mut self, report: &wire::MetricReport) -> Result<(), MetricError> {
         let before = std::mem::replace(&mut self.in_step, false);
         if report.key_frame {
             self.slots.clear();
@@ -80,10 +138,8 @@ impl Decoder {
             Ok(())
         })?;
         self.in_step = true;
-        Ok(Snapshot {
-            interval_ms: report.interval_ms,
-            samples: self.slots.iter().flatten().map(Slot::sample).collect(),
-        })
+        self.at_key_frame = report.key_frame;
+        Ok(())
     }
 
     fn retire(&mut self, id: u32) -> Result<(), MetricError> {

@@ -212,20 +212,9 @@ impl Encoder {
         } else if mantissa != 0 {
             changes.deltas.push((id, mantissa));
         }
-        let mut def = wire::SeriesDef {
-            id,
-            name: sample.key.name.clone(),
-            labels: sample
-                .key
-                .labels
-                .iter()
-                .flat_map(|(name, value)| [name.clone(), value.clone()])
-                .collect(),
-            r#type: sample.kind.to_wire().into(),
-            ..wire::SeriesDef::default()
-        };
-        scale.write(&mut def);
-        report.define.push(def);
+        report
+            .define
+            .push(define(id, &sample.key, sample.kind, scale));
         self.ids.insert(Arc::clone(&sample.key), id);
         *self.slots.get_mut(usize::try_from(id).ok()?)? = Some(Slot {
             key: Arc::clone(&sample.key),
@@ -253,14 +242,29 @@ enum Found {
     Again,
 }
 
+pub(super) fn define(id: u32, key: &SeriesKey, kind: SeriesType, scale: Scale) -> wire::SeriesDef {
+    let labels = key.labels.iter();
+    let mut def = wire::SeriesDef {
+        id,
+        name: key.name.clone(),
+        labels: labels
+            .flat_map(|(name, value)| [name.clone(), value.clone()])
+            .collect(),
+        r#type: kind.to_wire().into(),
+        ..wire::SeriesDef::default()
+    };
+    scale.write(&mut def);
+    def
+}
+
 #[derive(Default)]
-struct Changes {
-    deltas: Vec<(u32, i64)>,
-    raws: Vec<(u32, f64)>,
+pub(super) struct Changes {
+    pub(super) deltas: Vec<(u32, i64)>,
+    pub(super) raws: Vec<(u32, f64)>,
 }
 
 impl Changes {
-    fn write(mut self, report: &mut wire::MetricReport) {
+    pub(super) fn write(mut self, report: &mut wire::MetricReport) {
         self.deltas.sort_unstable_by_key(|(id, _)| *id);
         self.raws.sort_unstable_by_key(|(id, _)| *id);
         report.ids = differences(self.deltas.iter().map(|(id, _)| *id));

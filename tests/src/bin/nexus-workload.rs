@@ -21,8 +21,8 @@ use nexus_proto::{
 };
 use nexus_runtime::clock::Clock;
 use nexus_store::{
-    Layout, Store,
-    entry::{NodeEnrolled, Records},
+    Layout, Settings, Store,
+    entry::{NodeEnrolled, Records, Reports},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -196,9 +196,9 @@ async fn work_on_store(dir: &Path, mut chance: StdRng) -> Result<(), String> {
     Store::create(dir, Layout::new(1)).map_err(fail)?;
     promise("created - 0")?;
     let (node, incarnation) = (NodeId::random(), Incarnation::random());
-    let mut seq = 0;
+    let (mut seq, mut reported) = (0, 0);
     for round in 0..3 {
-        let store = Store::open(dir, Clock::system()).map_err(fail)?;
+        let store = Store::open(dir, Clock::system(), Settings::default()).map_err(fail)?;
         if round == 0 {
             let enrolled = NodeEnrolled {
                 node: node.to_wire(),
@@ -214,23 +214,27 @@ async fn work_on_store(dir: &Path, mut chance: StdRng) -> Result<(), String> {
             let mut records = Vec::new();
             for _ in 0..chance.random_range(1..5) {
                 seq += 1;
-                let body = if chance.random_bool(0.5) {
-                    Body::Metrics(snapshot(&mut chance))
-                } else {
-                    Body::Section(section(START, chance.random_range(1..40)))
-                };
+                let body = Body::Section(section(START, chance.random_range(1..40)));
                 let time = START.after(Duration::from_secs(seq));
                 records.push(Record { seq, time, body });
             }
             let batch = Records {
                 node,
                 incarnation,
-                // Sections are looked at as they come; which lane brings them is the agent's business.
                 lane: Lane::Inventory,
                 records,
             };
             store.append_for(node, batch).await.map_err(fail)?;
             promise(&format!("committed {seq} 0"))?;
+            let mut snapshots = Vec::new();
+            for _ in 0..chance.random_range(1..5) {
+                reported += 1;
+                let time = START.after(Duration::from_secs(reported));
+                snapshots.push((reported, time, snapshot(&mut chance)));
+            }
+            let reports = Reports::encode(node, incarnation, reported, snapshots);
+            store.append_reports(reports).await.map_err(fail)?;
+            promise(&format!("reported {reported} 0"))?;
             if chance.random_bool(0.2) {
                 let row = AuditRow {
                     action: format!("workload {seq}"),

@@ -19,8 +19,8 @@ use nexus_proto::{
 };
 use nexus_runtime::clock::Clock;
 use nexus_store::{
-    Layout, QueryOptions, Store, StoreError, Value,
-    entry::{NodeEnrolled, Records},
+    Layout, QueryOptions, Settings, Store, StoreError, Value,
+    entry::{NodeEnrolled, Records, Reports},
 };
 use tokio::runtime::Runtime;
 
@@ -243,7 +243,7 @@ fn world() -> &'static World {
         let dir = super::record::folder();
         let store = dir.path().join("store");
         Store::create(&store, Layout::new(2)).expect("a store");
-        let store = Store::open(&store, Clock::system()).expect("a store");
+        let store = Store::open(&store, Clock::system(), Settings::default()).expect("a store");
         let seen = runtime.block_on(fill(&store));
         let files = digest(dir.path());
         World {
@@ -282,13 +282,6 @@ async fn fill(store: &Store) -> NodeId {
                 Body::Section(Section::new("packages", vec![Row(cells)])),
             ),
             (
-                Lane::Metrics,
-                Body::Metrics(Snapshot {
-                    interval_ms: 10_000,
-                    samples: vec![sample],
-                }),
-            ),
-            (
                 Lane::Results,
                 Body::Event(Event {
                     kind: "agent_started".to_owned(),
@@ -306,6 +299,12 @@ async fn fill(store: &Store) -> NodeId {
             };
             store.append_for(node, records).await.expect("a record");
         }
+        let snapshot = Snapshot {
+            interval_ms: 10_000,
+            samples: vec![sample],
+        };
+        let reports = Reports::encode(node, incarnation, 1, vec![(1, Timestamp(5000), snapshot)]);
+        store.append_reports(reports).await.expect("a report");
         seen = node;
     }
     let row = AuditRow {

@@ -12,7 +12,7 @@ use nexus_proto::{
     time::Timestamp,
 };
 use nexus_runtime::clock::Clock;
-use nexus_store::{QueryOptions, Store, StoreError};
+use nexus_store::{QueryOptions, Settings, Store, StoreError};
 use nexus_tests::{fleet::SOON, poll, powercut::Recording, programs::Programs};
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -193,7 +193,7 @@ async fn check_store(dir: PathBuf, promises: Vec<String>) -> Result<(), String> 
             .find_map(|promise| promise.strip_prefix(&of));
         found.map(str::to_owned)
     };
-    let store = match Store::open(&dir, Clock::system()) {
+    let store = match Store::open(&dir, Clock::system(), Settings::default()) {
         Ok(store) => store,
         // It was not a store yet, and says so.
         Err(_) if promised("created").is_none() => return Ok(()),
@@ -207,11 +207,13 @@ async fn check_store(dir: PathBuf, promises: Vec<String>) -> Result<(), String> 
         let cursors = store
             .cursors(node, incarnation.parse().unwrap())
             .map_err(fail)?;
-        let [_, (_, cursor), _] = cursors;
-        let committed = promised("committed").unwrap_or_else(|| "0 0".to_owned());
-        let committed: u64 = committed.split(' ').next().unwrap().parse().unwrap();
-        if cursor < committed {
-            return Err(format!("{committed} was committed, {cursor} is there"));
+        let [_, (_, sections), (_, reports)] = cursors;
+        for (word, cursor) in [("committed", sections), ("reported", reports)] {
+            let promise = promised(word).unwrap_or_else(|| "0 0".to_owned());
+            let promise: u64 = promise.split(' ').next().unwrap().parse().unwrap();
+            if cursor < promise {
+                return Err(format!("{promise} was {word}, {cursor} is there"));
+            }
         }
         let lanes = "SELECT seq, records FROM lanes WHERE seq <> records";
         let mut rows = store
@@ -248,7 +250,7 @@ async fn check_store(dir: PathBuf, promises: Vec<String>) -> Result<(), String> 
     }
     // A query that has just been answered holds the store until its thread has ended.
     let store = poll::until("the store's release", SOON, || {
-        let opened = Store::open(&dir, Clock::system());
+        let opened = Store::open(&dir, Clock::system(), Settings::default());
         std::future::ready(match opened {
             Err(StoreError::InUse { .. }) => None,
             other => Some(other),

@@ -26,6 +26,7 @@ pub(crate) struct Built {
     /// The first and the last report's time.
     pub(crate) from: Timestamp,
     pub(crate) to: Timestamp,
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests look at it"))]
     pub(crate) reports: usize,
     pub(crate) samples: usize,
     /// Reports that were left out: another one of the same time came later.

@@ -1,16 +1,12 @@
 //! `metrics.db`: the home of compacted metrics, one writer's side of it.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use nexus_proto::{
     ids::{Incarnation, NodeId},
     time::Timestamp,
 };
-use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use super::{
     Built, Key, WINDOW_MS, keyset,
@@ -79,35 +75,34 @@ pub(crate) struct Resume {
 
 /// What the file holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Totals {
+pub struct Totals {
     /// Of the file, without what is free in it.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Free in it.
-    pub(crate) free_bytes: u64,
+    pub free_bytes: u64,
     /// Raw, minutes, hours.
-    pub(crate) held: [Held; 3],
+    pub held: [Held; 3],
     /// Since the file was made: reports replaced by a later one of the same time.
-    pub(crate) replaced: u64,
+    pub replaced: u64,
     /// Reports whose time was ahead of the collector's.
-    pub(crate) ahead: u64,
+    pub ahead: u64,
     /// Samples that came when neither raw chunks nor a free place in a rollup were there for them.
-    pub(crate) late: u64,
+    pub late: u64,
 }
 
 /// What it holds of one resolution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Held {
-    pub(crate) chunks: u64,
-    pub(crate) samples: u64,
+pub struct Held {
+    pub chunks: u64,
+    pub samples: u64,
     /// Of the chunks' bodies.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// When the oldest was stored.
-    pub(crate) oldest: Option<Timestamp>,
+    pub oldest: Option<Timestamp>,
 }
 
 /// The file, open for its one writer.
 pub(crate) struct MetricsFile {
-    pub(super) path: PathBuf,
     pub(super) connection: Connection,
     pub(super) keep: Keep,
     pub(super) keysets: Keysets,
@@ -118,7 +113,6 @@ impl MetricsFile {
         db::prepare_shrinking(path)?;
         Ok(Self {
             connection: db::open_writer(path, &schema::format())?,
-            path: path.to_owned(),
             keep,
             keysets: Keysets::default(),
         })
@@ -145,35 +139,18 @@ impl MetricsFile {
         &self,
         mut each: impl FnMut(Resume) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let mut cursors = self
-            .connection
-            .prepare("SELECT incarnation, seq, records FROM cursors WHERE node = ?1")?;
         let mut nodes = self
             .connection
             .prepare("SELECT id, node, received_ms, resume FROM nodes ORDER BY id")?;
         let mut nodes = nodes.query([])?;
         while let Some(row) = nodes.next()? {
-            let id: i64 = row.get(0)?;
-            let mut found = cursors.query([id])?;
-            let mut cursors = Vec::new();
-            while let Some(row) = found.next()? {
-                cursors.push(Cursor {
-                    incarnation: Incarnation::from_wire(blob(row, 0)?).map_err(damaged)?,
-                    seq: unsigned(row.get(1)?),
-                    records: unsigned(row.get(2)?),
-                });
-            }
-            each(Resume {
-                node: NodeId::from_wire(blob(row, 1)?).map_err(damaged)?,
-                received: Timestamp(row.get(2)?),
-                state: row.get(3)?,
-                cursors,
-            })?;
+            each(resumed(&self.connection, row)?)?;
         }
         Ok(())
     }
 
     /// Forgets all of a node.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nodes cannot be deleted yet"))]
     pub(crate) fn forget(&mut self, node: NodeId, now: Timestamp) -> Result<(), StoreError> {
         let mut writing = self.begin(now)?;
         if let Some(id) = number_of(&writing.tx, node)? {
@@ -248,6 +225,44 @@ impl MetricsFile {
     }
 }
 
+/// The log index up to which reports are in chunks, and what a node's are resumed with.
+pub(crate) fn resume(
+    connection: &Connection,
+    node: NodeId,
+) -> Result<(i64, Option<Resume>), StoreError> {
+    // One transaction: both change together.
+    let read = connection.unchecked_transaction()?;
+    Ok((meta(&read, "chunked")?, resume_of(&read, node)?))
+}
+
+fn resume_of(connection: &Connection, node: NodeId) -> Result<Option<Resume>, StoreError> {
+    let mut nodes = connection
+        .prepare_cached("SELECT id, node, received_ms, resume FROM nodes WHERE node = ?1")?;
+    let mut nodes = nodes.query([node.as_bytes()])?;
+    let row = nodes.next()?;
+    row.map(|row| resumed(connection, row)).transpose()
+}
+
+fn resumed(connection: &Connection, row: &Row<'_>) -> Result<Resume, StoreError> {
+    let mut found = connection
+        .prepare_cached("SELECT incarnation, seq, records FROM cursors WHERE node = ?1")?;
+    let mut found = found.query([row.get::<_, i64>(0)?])?;
+    let mut cursors = Vec::new();
+    while let Some(row) = found.next()? {
+        cursors.push(Cursor {
+            incarnation: Incarnation::from_wire(blob(row, 0)?).map_err(damaged)?,
+            seq: unsigned(row.get(1)?),
+            records: unsigned(row.get(2)?),
+        });
+    }
+    Ok(Resume {
+        node: NodeId::from_wire(blob(row, 1)?).map_err(damaged)?,
+        received: Timestamp(row.get(2)?),
+        state: row.get(3)?,
+        cursors,
+    })
+}
+
 /// What is known of a node when it is written.
 #[derive(Debug)]
 pub(crate) struct NodeBatch<'a> {
@@ -268,6 +283,11 @@ pub(crate) struct Writing<'a> {
 }
 
 impl Writing<'_> {
+    /// What a node's reports resume with.
+    pub(crate) fn resume(&self, node: NodeId) -> Result<Option<Resume>, StoreError> {
+        resume_of(&self.tx, node)
+    }
+
     /// Adds a node's chunks and replaces what it resumes from.
     pub(crate) fn add(&mut self, batch: &NodeBatch<'_>) -> Result<(), StoreError> {
         let node: i64 = self

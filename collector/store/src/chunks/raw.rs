@@ -120,6 +120,7 @@ pub(super) fn write_head(
 pub(crate) struct Reports {
     /// Milliseconds, rising.
     pub(crate) times: Vec<i64>,
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests look at them"))]
     pub(crate) intervals: Vec<u32>,
     pub(super) series: Vec<Series>,
 }

@@ -21,15 +21,15 @@ use crate::StoreError;
 
 /// Which points are wanted.
 #[derive(Debug, Clone)]
-pub(crate) struct Ask<'a> {
-    pub(crate) node: NodeId,
-    pub(crate) name: &'a str,
+pub struct Ask<'a> {
+    pub node: NodeId,
+    pub name: &'a str,
     /// Labels that a series must have.
-    pub(crate) labels: &'a [(String, String)],
-    pub(crate) from: Timestamp,
-    pub(crate) to: Timestamp,
+    pub labels: &'a [(String, String)],
+    pub from: Timestamp,
+    pub to: Timestamp,
     /// How far apart points should be.
-    pub(crate) step: Option<Duration>,
+    pub step: Option<Duration>,
 }
 
 impl Ask<'_> {
@@ -44,18 +44,18 @@ impl Ask<'_> {
 
 /// What there is of one series between two times.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Point {
+pub struct Point {
     /// Of a sample, or when the minute or hour begins.
-    pub(crate) time: Timestamp,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-    pub(crate) sum: f64,
+    pub time: Timestamp,
+    pub min: f64,
+    pub max: f64,
+    pub sum: f64,
     /// Values that are not NaN.
-    pub(crate) count: u64,
+    pub count: u64,
     /// NaN too, if it was.
-    pub(crate) last: f64,
+    pub last: f64,
     /// Of a counter in a minute or hour.
-    pub(crate) increase: Option<f64>,
+    pub increase: Option<f64>,
 }
 
 impl Point {
@@ -74,16 +74,16 @@ impl Point {
 
 /// The points of one series, in order of time.
 #[derive(Debug)]
-pub(crate) struct Line {
-    pub(crate) key: Key,
-    pub(crate) points: Vec<Point>,
+pub struct Line {
+    pub key: Key,
+    pub points: Vec<Point>,
 }
 
 /// What was found.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) resolution: Resolution,
-    pub(crate) lines: Vec<Line>,
+pub struct Answer {
+    pub resolution: Resolution,
+    pub lines: Vec<Line>,
 }
 
 /// Samples by series, in the order in which they came.

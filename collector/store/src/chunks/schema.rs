@@ -30,7 +30,7 @@ INSERT INTO totals VALUES (0, 0, 0, 0), (1, 0, 0, 0), (2, 0, 0, 0);
 
 /// How far apart points are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Resolution {
+pub enum Resolution {
     /// As they were sampled.
     Raw,
     /// A point a minute.
@@ -59,7 +59,7 @@ impl Resolution {
     }
 }
 
-pub(super) fn format() -> Format {
+pub(crate) fn format() -> Format {
     let mut first = FIRST.to_owned();
     for resolution in Resolution::ALL {
         let table = resolution.table();

@@ -16,7 +16,7 @@ use rusqlite::{
     limits::Limit,
 };
 
-use super::views::View;
+use super::{live, views::View};
 
 /// Functions a statement may call.
 const FUNCTIONS: &[&str] = &[
@@ -74,6 +74,9 @@ const FUNCTIONS: &[&str] = &[
     "median",
     "min",
     "mod",
+    live::HEARD,
+    live::RECORDS,
+    live::SEQ,
     "nth_value",
     "ntile",
     "nullif",

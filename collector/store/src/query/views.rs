@@ -5,11 +5,13 @@
 mod catalog;
 
 use nexus_proto::{
+    ids::Lane,
     inventory::{ColumnType, SCHEMA},
     time::Timestamp,
 };
 
 use crate::{
+    query::live,
     rows::{ColumnInfo, ViewInfo},
     shard::schema::table_of,
 };
@@ -80,6 +82,14 @@ fn time(column: &str) -> String {
 
 fn lane(column: &str) -> String {
     format!("CASE {column} WHEN 1 THEN 'results' WHEN 2 THEN 'inventory' ELSE 'metrics' END")
+}
+
+/// A figure of a cursor: metrics stand apart.
+fn of_metrics(before: &str, function: &str, after: &str, else_: &str) -> String {
+    let lane = i32::from(Lane::Metrics.to_wire());
+    format!(
+        "CASE t.lane WHEN {lane} THEN {before}{function}(t.node, t.incarnation){after} ELSE {else_} END"
+    )
 }
 
 fn hex(column: &str) -> String {
@@ -235,12 +245,12 @@ pub(super) fn all() -> Vec<View> {
                 number(
                     "seq",
                     "everything up to here is committed or in `gaps`",
-                    "t.seq",
+                    of_metrics("max(t.seq, ", live::SEQ, ")", "t.seq"),
                 ),
                 number(
                     "records",
                     "how many records came, gaps counted as one",
-                    "t.records",
+                    of_metrics("(t.records + ", live::RECORDS, ")", "t.records"),
                 ),
             ],
             "1",

@@ -1,6 +1,10 @@
 //! Node rows: who a node is, how it is connected, and what was true of it when.
 
-use nexus_proto::{ids::NodeId, store::v1, time::Timestamp};
+use nexus_proto::{
+    ids::{Lane, NodeId},
+    store::v1,
+    time::Timestamp,
+};
 use rusqlite::{Connection, params};
 
 use crate::{StoreError, entry::Outcome};
@@ -29,6 +33,17 @@ fn changed(count: usize) -> Outcome {
     }
 }
 
+/// Every life of a node has a cursor of each lane.
+fn lanes(db: &Connection, node: &[u8], incarnation: &[u8]) -> Result<(), StoreError> {
+    for lane in Lane::ALL {
+        db.prepare_cached(
+            "INSERT OR IGNORE INTO cursors (node, incarnation, lane, seq) VALUES (?1, ?2, ?3, 0)",
+        )?
+        .execute(params![node, incarnation, i32::from(lane.to_wire())])?;
+    }
+    Ok(())
+}
+
 pub(super) fn enrol(db: &Connection, new: &v1::NodeEnrolled) -> Applied {
     let id = node_id(&new.node)?;
     let facts = new.facts.clone().unwrap_or_default();
@@ -51,6 +66,7 @@ pub(super) fn enrol(db: &Connection, new: &v1::NodeEnrolled) -> Applied {
         new.certificate_expires_ms,
         id.slot().0
     ])?;
+    lanes(db, &new.node, &new.incarnation)?;
     remember(db, &new.node, new.time_ms)?;
     Ok(Outcome::Applied)
 }
@@ -96,6 +112,7 @@ pub(super) fn open(db: &Connection, new: &v1::SessionOpened) -> Applied {
             new.certificate_expires_ms,
             new.time_ms
         ])?;
+    lanes(db, &new.node, &new.incarnation)?;
     remember(db, &new.node, new.time_ms)?;
     Ok(changed(count))
 }

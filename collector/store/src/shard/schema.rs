@@ -103,6 +103,14 @@ INSERT INTO package_versions SELECT name, version, count(DISTINCT node) FROM inv
   WHERE valid_to_ms IS NULL AND name IS NOT NULL AND version IS NOT NULL GROUP BY name, version;
 CREATE INDEX inventory_packages_by_name ON inventory_packages (name) WHERE valid_to_ms IS NULL;
 ";
+/// From this format on, metrics stand in files of their own.
+pub(crate) const METRICS_APART: i64 = 5;
+
+/// Metrics stand in files of their own, and every life has a cursor of each lane.
+fn fifth() -> String {
+    let empty = emptied();
+    format!("{empty} DELETE FROM package_versions; DROP TABLE chunks;")
+}
 
 /// The table of a kind of inventory.
 pub(crate) fn table_of(kind: &Kind) -> String {
@@ -131,6 +139,6 @@ pub(super) fn format() -> Format {
         name: "file of projections of a shard",
         application: 0x4e58_5348,
         durable: false,
-        steps: vec![first, second(), emptied(), FOURTH.to_owned()],
+        steps: vec![first, second(), emptied(), FOURTH.to_owned(), fifth()],
     }
 }

@@ -24,7 +24,7 @@ use nexus_proto::{
     store::v1 as log,
 };
 use nexus_store::{
-    entry::{ControlEntry, Entry, Records},
+    entry::{ControlEntry, Entry, Records, Reports},
     inside,
 };
 use prost::{Message as _, bytes::Bytes};
@@ -411,13 +411,14 @@ pub(super) fn records(add: Add<'_>) {
         }),
     ];
     add("record", 6, &inside::control_encoded(&control));
-    let mut encoder = Encoder::new();
-    let chunk = log::Chunk {
-        reports: lane_records(Lane::Metrics)
-            .iter()
-            .map(|record| record.to_wire(&mut encoder))
-            .collect(),
-    };
-    let chunk = inside::packed_chunk(&chunk.encode_to_vec());
-    add("record", 7, &chunk.expect("compressed"));
+    let snapshots = lane_records(Lane::Metrics)
+        .into_iter()
+        .filter_map(|record| {
+            let Body::Metrics(snapshot) = record.body else {
+                return None;
+            };
+            Some((record.seq, record.time, snapshot))
+        });
+    let reports = Reports::encode(node, incarnation, 1, snapshots.collect());
+    add("record", 7, &inside::head_encoded(&[reports]));
 }

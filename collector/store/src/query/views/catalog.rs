@@ -4,6 +4,7 @@ use super::{
     Counted, Place, VALID, VALID_THEN, View, central, column, hex, joined, number, per_node, text,
     time, uuid,
 };
+use crate::query::live;
 
 pub(super) fn nodes() -> View {
     let mut columns = vec![
@@ -36,7 +37,10 @@ pub(super) fn nodes() -> View {
         text(
             "last_seen",
             "when a session or a record last came",
-            time("n.last_seen_ms"),
+            time(&format!(
+                "nullif(max(coalesce(n.last_seen_ms, 0), {}(n.node)), 0)",
+                live::HEARD
+            )),
         ),
         text(
             "enrolled_at",

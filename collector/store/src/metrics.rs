@@ -1,0 +1,281 @@
+//! A shard's metrics: the head of reports as they came, chunks of those that are older, and what is known of them
+//! in memory.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use nexus_proto::{
+    agent::v1::record::Body,
+    ids::{Incarnation, NodeId},
+    metrics::KeyPool,
+    time::Timestamp,
+};
+use nexus_runtime::clock::Clock;
+use rusqlite::Connection;
+
+use crate::{
+    StoreError,
+    chunks::{self, Answer, Ask, Keep, MetricsFile, Resume, Samples, Totals},
+    compact::{Compaction, Newest as Stood},
+    db,
+    entry::{Outcome, Reports},
+    head::{
+        self, Head,
+        live::{self, Memory, Shared, Tail, hold},
+        replay::Replay,
+        writer::HeadWriter,
+    },
+    rows::{Newest, Point},
+    store::reading,
+    writer::QueueDepth,
+};
+
+/// How metrics are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Commits of a shard's metrics follow each other no faster, so that one holds the reports of many nodes. An
+    /// acknowledgement takes up to this much longer.
+    pub gather: Duration,
+    /// How long reports stay as they came, before they are brought into chunks.
+    pub chunk_after: Duration,
+    /// How long what was sampled is kept.
+    pub raw: Duration,
+    /// How long its minimum, maximum, sum, count and last value of each minute are.
+    pub minutes: Duration,
+    /// The same of each hour.
+    pub hours: Duration,
+    /// Of a shard's chunks, in bytes: beyond it the oldest go, raw ones first.
+    pub bytes: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            gather: Duration::from_millis(100),
+            chunk_after: Duration::from_secs(600),
+            raw: Duration::from_secs(2 * 86_400),
+            minutes: Duration::from_secs(30 * 86_400),
+            hours: Duration::from_secs(730 * 86_400),
+            bytes: u64::MAX,
+        }
+    }
+}
+
+/// How often a read begins anew when what it reads is moved.
+const ATTEMPTS: usize = 4;
+/// The file of the head in a shard's folder.
+pub(crate) const HEAD: &str = "head.db";
+/// The file of its chunks.
+pub(crate) const CHUNKS: &str = "metrics.db";
+
+/// Makes the files of a shard without metrics.
+pub(crate) fn create(folder: &Path) -> Result<(), StoreError> {
+    Head::open(&folder.join(HEAD))?.close();
+    MetricsFile::open(&folder.join(CHUNKS), Keep::default())?.close();
+    Ok(())
+}
+
+/// Fails if a file is of a later version.
+pub(crate) fn refuse_newer(folder: &Path) -> Result<(), StoreError> {
+    db::refuse_newer(&folder.join(HEAD), &head::format())?;
+    db::refuse_newer(&folder.join(CHUNKS), &chunks::format())
+}
+
+pub(crate) struct Metrics {
+    writer: Arc<HeadWriter>,
+    path: PathBuf,
+    head: Mutex<Connection>,
+    chunks: Mutex<Connection>,
+    memory: Shared,
+    totals: Arc<Mutex<Totals>>,
+}
+
+impl Metrics {
+    /// Opens the files; what is to be done from time to time is handed out.
+    pub(crate) fn open(
+        folder: &Path,
+        clock: Clock,
+        settings: Settings,
+        keys: KeyPool,
+    ) -> Result<(Self, Compaction), StoreError> {
+        let path = folder.join(HEAD);
+        let head = Head::open(&path)?;
+        let keep = Keep {
+            raw: settings.raw,
+            minutes: settings.minutes,
+            hours: settings.hours,
+            bytes: settings.bytes,
+        };
+        let file = MetricsFile::open(&folder.join(CHUNKS), keep)?;
+        let reader = db::open_reader(&path)?;
+        let memory = Shared::default();
+        let mut known = hold(&memory);
+        let mut replay = Replay::new(keys.clone());
+        file.resumes(|resume| take_up(resume, &mut replay, &mut known))?;
+        live::load(&reader, &path, file.chunked()?, replay, &mut known)?;
+        drop(known);
+        let writer = HeadWriter::start(head, Arc::clone(&memory), clock, settings.gather)?;
+        let writer = Arc::new(writer);
+        let totals = Arc::new(Mutex::new(file.totals()?));
+        let compaction = Compaction {
+            file,
+            head: db::open_reader(&path)?,
+            path: path.clone(),
+            writer: Arc::clone(&writer),
+            memory: Arc::clone(&memory),
+            keys,
+            totals: Arc::clone(&totals),
+            after: settings.chunk_after,
+        };
+        let metrics = Self {
+            writer,
+            path,
+            head: Mutex::new(reader),
+            chunks: Mutex::new(db::open_reader(&folder.join(CHUNKS))?),
+            memory,
+            totals,
+        };
+        Ok((metrics, compaction))
+    }
+
+    pub(crate) async fn append(&self, reports: Reports) -> Result<Outcome, StoreError> {
+        self.writer.append(reports).await
+    }
+
+    pub(crate) fn newest(&self, node: NodeId) -> Option<Newest> {
+        hold(&self.memory).newest(node).cloned()
+    }
+
+    /// When the newest report of a node was committed.
+    pub(crate) fn heard(&self, node: NodeId) -> Option<Timestamp> {
+        let memory = hold(&self.memory);
+        memory.newest(node).map(|newest| newest.received)
+    }
+
+    pub(crate) fn tail(&self, node: NodeId, of: Incarnation) -> Tail {
+        hold(&self.memory).tail(node, of)
+    }
+
+    /// What the chunks hold.
+    pub(crate) fn totals(&self) -> Totals {
+        *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Points of a node's series, of the finest resolution that is there and no finer than is asked for.
+    pub(crate) fn points(&self, ask: &Ask<'_>) -> Result<Answer, StoreError> {
+        for _ in 0..ATTEMPTS {
+            // Chunks after the head: what is brought there meanwhile is in both, and counts once.
+            if let Some(samples) = self.head_samples(ask)? {
+                return chunks::points(&reading(&self.chunks), ask, samples);
+            }
+        }
+        Err(StoreError::Query(
+            "the metrics were moved while they were read".to_owned(),
+        ))
+    }
+
+    /// What of it is in the head; `None` if rows were removed meanwhile.
+    fn head_samples(&self, ask: &Ask<'_>) -> Result<Option<Samples>, StoreError> {
+        let mut samples = Samples::new();
+        let rows = hold(&self.memory).rows(ask.node);
+        let mut replay = Replay::default();
+        let (chunked, resume) = chunks::resume(&reading(&self.chunks), ask.node)?;
+        if let Some(resume) = resume {
+            replay.resume(ask.node, &Stood::unpack(&resume.state)?)?;
+        }
+        for index in rows.into_iter().filter(|row| *row > chunked) {
+            // The file is not held for longer than a row takes: others ask too.
+            let row = head::row(&reading(&self.head), &self.path, index)?;
+            let Some(row) = row else { return Ok(None) };
+            replay.take(
+                &row,
+                |of| of == ask.node,
+                |taken| {
+                    let time = taken.time.as_ms();
+                    if !(ask.from.as_ms()..=ask.to.as_ms()).contains(&time) {
+                        return;
+                    }
+                    for (key, kind, value) in taken.decoder.each() {
+                        let key = (Arc::clone(key), kind);
+                        if ask.wants(&key) {
+                            samples.entry(key).or_default().push((time, value));
+                        }
+                    }
+                },
+            )?;
+        }
+        Ok(Some(samples))
+    }
+
+    /// Values of a metric of a node, in order of time.
+    pub(crate) fn history(
+        &self,
+        node: NodeId,
+        name: &str,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<Point>, StoreError> {
+        let answer = self.points(&Ask {
+            node,
+            name,
+            labels: &[],
+            from,
+            to,
+            step: None,
+        })?;
+        let mut points: Vec<_> = answer
+            .lines
+            .into_iter()
+            .flat_map(|line| {
+                let key = line.key.0;
+                line.points.into_iter().map(move |point| Point {
+                    time: point.time,
+                    key: Arc::clone(&key),
+                    value: point.last,
+                })
+            })
+            .collect();
+        points.sort_by_key(|point| point.time);
+        Ok(points)
+    }
+
+    pub(crate) fn depth(&self) -> QueueDepth {
+        self.writer.depth()
+    }
+
+    pub(crate) fn failing(&self, now: Instant) -> Option<String> {
+        self.writer.failing(now)
+    }
+
+    pub(crate) fn close(&self) {
+        self.writer.close();
+    }
+}
+
+/// What is known of a node from where it stood when its chunks were made.
+fn take_up(resume: Resume, replay: &mut Replay, memory: &mut Memory) -> Result<(), StoreError> {
+    let stood = Stood::unpack(&resume.state)?;
+    replay.resume(resume.node, &stood)?;
+    for cursor in &resume.cursors {
+        let tail = Tail {
+            stream: 0,
+            seq: cursor.seq,
+            records: cursor.records,
+            received: resume.received,
+        };
+        memory.set_tail(resume.node, cursor.incarnation, tail);
+    }
+    let chain = replay.chains.get(&(resume.node, stood.incarnation));
+    if let (Some(chain), Some(Body::Metrics(report))) = (chain, &stood.record.body) {
+        let newest = Newest {
+            time: Timestamp(stood.record.time_ms),
+            received: resume.received,
+            snapshot: Arc::new(chain.decoder.snapshot(report.interval_ms)),
+        };
+        memory.set_newest(resume.node, newest);
+    }
+    Ok(())
+}
