@@ -142,7 +142,10 @@ impl World {
     }
 
     /// Rows of the heads.
-    #[expect(clippy::disallowed_methods, reason = "the file is looked at from outside")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the file is looked at from outside"
+    )]
     fn rows(&self) -> i64 {
         (0..2)
             .map(|shard| {
