@@ -16,7 +16,7 @@ use nexus_proto::{
     },
     time::Timestamp,
 };
-use nexus_store::{NodeRow, Store, StoreError};
+use nexus_store::{Ask, NodeRow, Store, StoreError};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -208,32 +208,32 @@ impl Asked {
 
 /// What the store holds of it.
 fn read(store: &Store, node: nexus_proto::ids::NodeId, asked: &Asked) -> Result<Found, StoreError> {
-    let points = store.history(node, &asked.name, asked.from, asked.to)?;
+    let ask = |from, to| Ask {
+        node,
+        name: &asked.name,
+        labels: &[],
+        from,
+        to,
+        step: u64::try_from(asked.step_ms).ok().map(Duration::from_millis),
+    };
+    let mut lines = store.points(&ask(asked.from, asked.to))?.lines;
     let newest = store.newest(node);
     let samples = newest.iter().flat_map(|newest| &newest.snapshot.samples);
-    if points.is_empty() {
-        let all = store.history(node, &asked.name, Timestamp(i64::MIN), Timestamp(i64::MAX))?;
-        return Ok(match (all.first(), all.last()) {
-            (Some(first), Some(last)) => Found::Elsewhere {
-                first: first.time,
-                last: last.time,
-            },
+    if lines.is_empty() {
+        let all = store.points(&ask(Timestamp(i64::MIN), Timestamp(i64::MAX)))?;
+        let points = all.lines.iter().flat_map(|line| &line.points);
+        let times = points.map(|point| point.time);
+        return Ok(match (times.clone().min(), times.max()) {
+            (Some(first), Some(last)) => Found::Elsewhere { first, last },
             _ => Found::Unknown(samples.map(|sample| sample.key.name.clone()).collect()),
         });
     }
-    let mut samples = samples.filter(|sample| sample.key.name == asked.name);
-    let kind = match samples.next() {
-        Some(sample) => sample.kind,
-        // One that the node no longer reports: by the convention of names.
-        None if asked.name.ends_with("_total") => SeriesType::Counter,
-        None => SeriesType::Untyped,
-    };
-    let keys: BTreeSet<&Arc<SeriesKey>> = points.iter().map(|point| &point.key).collect();
-    if !keys.iter().any(|key| asked.matches(key)) {
-        return Ok(Found::NoMatch(keys.into_iter().cloned().collect()));
+    if !lines.iter().any(|line| asked.matches(&line.key.0)) {
+        return Ok(Found::NoMatch(lines.into_iter().map(|l| l.key.0).collect()));
     }
-    let points = points.iter().filter(|point| asked.matches(&point.key));
-    let series = fold::fold(points, kind == SeriesType::Counter, asked.step_ms);
+    lines.retain(|line| asked.matches(&line.key.0));
+    let kind = lines.last().map_or(SeriesType::Untyped, |line| line.key.1);
+    let series = fold::fold(lines, asked.step_ms);
     let count = series.iter().map(|series| series.points.len()).sum();
     if count > limits::METRIC_POINTS {
         return Ok(Found::TooMany(count));

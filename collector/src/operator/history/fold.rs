@@ -1,12 +1,15 @@
-//! Samples as points of a step, series by series.
+//! Points of what is kept as points of a step, series by series.
 //!
 //! Steps begin at whole multiples of their length since the epoch, whatever is asked for, so that two answers about
 //! the same time agree. A value that is no number counts as no sample beside one that is.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use nexus_proto::{metrics::SeriesKey, time::Timestamp};
-use nexus_store::Point;
+use nexus_proto::{
+    metrics::{SeriesKey, SeriesType},
+    time::Timestamp,
+};
+use nexus_store::{Line, RangePoint};
 
 /// A series' points in order of time.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,18 +37,20 @@ pub(super) struct Summary {
     pub(super) increase_ms: u64,
 }
 
-/// Points in order of time become series in order of their labels. Without a step each sample is a point.
-pub(super) fn fold<'a>(
-    points: impl Iterator<Item = &'a Point>,
-    counter: bool,
-    step_ms: i64,
-) -> Vec<Series> {
-    let mut all: BTreeMap<&Arc<SeriesKey>, Vec<Summary>> = BTreeMap::new();
+/// Points in order of time become points of a step. Without a step each stays as it is.
+pub(super) fn fold(lines: Vec<Line>, step_ms: i64) -> Vec<Series> {
+    let series = lines.into_iter().map(|line| {
+        let (key, kind) = line.key;
+        let points = folded(&line.points, kind == SeriesType::Counter, step_ms);
+        Series { key, points }
+    });
+    series.collect()
+}
+
+fn folded(points: &[RangePoint], counter: bool, step_ms: i64) -> Vec<Summary> {
+    let mut summaries: Vec<Summary> = Vec::new();
     for point in points {
-        let summaries = all.entry(&point.key).or_default();
         let rise = match summaries.last() {
-            // A sample that came twice.
-            Some(before) if before.last_at == point.time => continue,
             Some(before) if counter => risen(before, point),
             _ => None,
         };
@@ -58,57 +63,53 @@ pub(super) fn fold<'a>(
             _ => summaries.push(Summary::new(start, point, rise)),
         }
     }
-    let series = all.into_iter().map(|(key, points)| Series {
-        key: Arc::clone(key),
-        points,
-    });
-    series.collect()
+    summaries
 }
 
-/// By how much, and in which time. A counter that fell began again at nothing.
-fn risen(before: &Summary, point: &Point) -> Option<(f64, u64)> {
-    if before.last.is_nan() || point.value.is_nan() {
-        return None;
-    }
-    let rise = if point.value < before.last {
-        point.value
-    } else {
-        point.value - before.last
+/// By how much, and in which time. A counter that fell began again at nothing; what a point stands for may hold
+/// more than its last value shows.
+fn risen(before: &Summary, point: &RangePoint) -> Option<(f64, u64)> {
+    let rise = match point.increase {
+        Some(increase) => increase,
+        None if before.last.is_nan() || point.last.is_nan() => return None,
+        None if point.last < before.last => point.last,
+        None => point.last - before.last,
     };
     let span = point.time.since(before.last_at).as_millis();
     Some((rise, u64::try_from(span).unwrap_or(u64::MAX)))
 }
 
 impl Summary {
-    fn new(time: Timestamp, point: &Point, rise: Option<(f64, u64)>) -> Self {
-        let value = point.value;
+    fn new(time: Timestamp, point: &RangePoint, rise: Option<(f64, u64)>) -> Self {
         Self {
             time,
             last_at: point.time,
-            last: value,
-            count: u64::from(!value.is_nan()),
-            min: value,
-            max: value,
-            sum: if value.is_nan() { 0.0 } else { value },
+            last: point.last,
+            count: point.count,
+            min: point.min,
+            max: point.max,
+            sum: if point.count == 0 { 0.0 } else { point.sum },
             increase: rise.map(|(rise, _)| rise),
             increase_ms: rise.map_or(0, |(_, ms)| ms),
         }
     }
 
-    fn add(&mut self, point: &Point, rise: Option<(f64, u64)>) {
+    fn add(&mut self, point: &RangePoint, rise: Option<(f64, u64)>) {
         self.last_at = point.time;
         if let Some((rise, ms)) = rise {
             self.increase = Some(self.increase.unwrap_or(0.0) + rise);
             self.increase_ms = self.increase_ms.saturating_add(ms);
         }
-        if point.value.is_nan() {
+        if point.count == 0 {
             return;
         }
-        self.last = point.value;
-        self.count += 1;
-        self.min = self.min.min(point.value);
-        self.max = self.max.max(point.value);
-        self.sum += point.value;
+        if !point.last.is_nan() {
+            self.last = point.last;
+        }
+        self.count += point.count;
+        self.min = self.min.min(point.min);
+        self.max = self.max.max(point.max);
+        self.sum += point.sum;
     }
 }
 
@@ -116,20 +117,20 @@ impl Summary {
 mod tests {
     use super::*;
 
-    fn points(values: &[(i64, f64)]) -> Vec<Point> {
-        let key = Arc::new(SeriesKey::new("m", &[]));
-        let points = values.iter().map(|(time, value)| Point {
-            time: Timestamp(*time),
-            key: Arc::clone(&key),
-            value: *value,
-        });
-        points.collect()
-    }
-
     fn folded(values: &[(i64, f64)], counter: bool, step: i64) -> Vec<Summary> {
-        let mut series = fold(points(values).iter(), counter, step);
-        assert_eq!(series.len(), 1);
-        series.remove(0).points
+        let points: Vec<_> = values
+            .iter()
+            .map(|(time, value)| RangePoint {
+                time: Timestamp(*time),
+                min: *value,
+                max: *value,
+                sum: *value,
+                count: u64::from(!value.is_nan()),
+                last: *value,
+                increase: None,
+            })
+            .collect();
+        super::folded(&points, counter, step)
     }
 
     #[test]
@@ -156,16 +157,11 @@ mod tests {
             (500, 12.0),
             (1000, 15.0),
             (1500, 1.0),
-            (1500, 1.0),
             (2500, 4.0),
         ];
         let raw = folded(&values, true, 0);
         let rises: Vec<_> = raw.iter().map(|point| point.increase).collect();
-        assert_eq!(
-            rises,
-            [None, Some(2.0), Some(3.0), Some(1.0), Some(3.0)],
-            "sent twice, counted once"
-        );
+        assert_eq!(rises, [None, Some(2.0), Some(3.0), Some(1.0), Some(3.0)]);
         let steps = folded(&values, true, 1000);
         let rises: Vec<_> = steps
             .iter()
