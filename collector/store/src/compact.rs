@@ -133,7 +133,10 @@ fn run(mut shards: Vec<Compaction>, clock: &Clock, ordered: &Receiver<Order>) {
                 // Whoever asked may be gone.
                 drop(order.send(all));
             }
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => {
+                shards.into_iter().for_each(|shard| shard.file.close());
+                return;
+            }
             Err(RecvTimeoutError::Timeout) => {
                 let mut failed = None;
                 for shard in &mut shards {

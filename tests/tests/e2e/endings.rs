@@ -65,6 +65,9 @@ async fn every_reading_is_there(fleet: &Fleet) -> (u64, u64) {
         WHERE l.node = 'alpha' AND l.lane = 'metrics'";
     let rows = fleet
         .eventually(lane, |rows| {
+            if rows[0]["seq"].is_null() {
+                return false;
+            }
             let [seq, records, readings, times, gaps, unused] =
                 ["seq", "records", "readings", "times", "gaps", "unused"]
                     .map(|key| number(&rows[0], key));
