@@ -77,7 +77,7 @@ pub fn enroll(config: &Config, token: &str, force: bool, clock: &Clock) -> Outco
 
 /// Runs until told to stop.
 pub fn run(config: &Config, clock: Clock) -> Outcome {
-    memory::share_one_heap();
+    memory::keep_the_heap_small();
     let runtime = runtime()?;
     let result = runtime.block_on(serve(config, clock));
     // A look at a dead mount may block its thread for ever.
