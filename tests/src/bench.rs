@@ -3,6 +3,7 @@
 //! ratios come first.
 
 pub mod all;
+pub mod compress;
 pub mod connect;
 pub mod fanout;
 pub mod footprint;

@@ -8,6 +8,7 @@
 //! first byte as a choice: bytes as they come, or bytes that are sealed properly first, so that what stands behind
 //! the door is tried as well.
 
+mod chunk;
 mod config;
 mod csr;
 mod envelope;
@@ -23,7 +24,8 @@ mod words;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its fuzz target and its folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
+    ("chunk", chunk::run),
     ("config", config::run),
     ("csr", csr::run),
     ("envelope", envelope::run),

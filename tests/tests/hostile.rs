@@ -48,7 +48,9 @@ macro_rules! targets {
     };
 }
 
-targets!(config, csr, envelope, frame, record, sql, stream, words);
+targets!(
+    chunk, config, csr, envelope, frame, record, sql, stream, words
+);
 
 /// Into a folder of the caller's with `NEXUS_SEEDS=DIR cargo test -p nexus-tests --test hostile seeds`.
 #[test]

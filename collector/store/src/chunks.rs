@@ -12,6 +12,7 @@
 
 mod build;
 mod bytes;
+mod checks;
 mod column;
 mod file;
 mod keep;
@@ -28,6 +29,7 @@ use std::{io, time::Duration};
 use crate::StoreError;
 
 pub(crate) use build::{Builder, Built, Key};
+pub(crate) use checks::{check_keys, check_raw, check_rollup, examples, read_raw, seal};
 pub(crate) use file::{Cursor, Keep, MetricsFile, NodeBatch, Resume, resume};
 pub use file::{Held, Totals};
 pub(crate) use keep::Budget;

@@ -1,6 +1,8 @@
 //! What this crate's decoders make of arbitrary input, for the fuzz targets and the test that replays their
 //! corpora. No interface: everything else goes through [`crate::Store`].
 
+pub mod chunks;
+
 use nexus_proto::{metrics::KeyPool, store::v1, time::Timestamp};
 use prost::Message as _;
 

@@ -38,7 +38,7 @@ const fn step(line: &'static str, seconds: u64) -> Step {
 }
 
 /// What is run with the parameters of the budgets.
-pub const WHOLE: [Step; 10] = [
+pub const WHOLE: [Step; 11] = [
     step("footprint --seconds 600", 640),
     step("connect --agents 5000", 90),
     step("connect --agents 10000", 150),
@@ -52,13 +52,14 @@ pub const WHOLE: [Step; 10] = [
         240,
     ),
     step("query --agents 10000 --times 20", 240),
+    step("compress --nodes 100 --hours 4", 60),
     step("growth --agents 100,1000,5000,10000 --seconds 20", 480),
     step("soak --seconds 60", 150),
     step("strangers", 60),
 ];
 
 /// What shows in minutes that all of it works, with figures that say little.
-pub const QUICK: [Step; 9] = [
+pub const QUICK: [Step; 10] = [
     step("footprint --seconds 20", 60),
     step("connect --agents 200", 20),
     step(
@@ -68,6 +69,7 @@ pub const QUICK: [Step; 9] = [
     step("recover --agents 200 --interval 2 --seconds 5", 25),
     step("fanout --agents 200 --processes 5 --hosts 3 --times 2", 60),
     step("query --agents 200 --times 5", 25),
+    step("compress --nodes 5 --hours 2", 10),
     step("growth --agents 50,100,200 --interval 2 --seconds 5", 90),
     step("soak --seconds 10", 40),
     step("strangers --strangers 200 --addresses 25 --calls 20", 20),
@@ -148,7 +150,7 @@ impl Step {
     }
 
     fn takes_peers(&self) -> bool {
-        ["ingest", "fanout"].contains(&self.name())
+        ["ingest", "fanout", "compress"].contains(&self.name())
     }
 
     /// What stops it, three times as long as it is thought to take.

@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use nexus_runtime::shutdown::Signals;
 use nexus_tests::{
     bench::{
-        Load, all, connect, fanout, footprint, growth, ingest, machine, peers, query, recover,
-        shell,
+        Load, all, compress, connect, fanout, footprint, growth, ingest, machine, peers, query,
+        recover, shell,
     },
     fault::{Fault, Outcome},
     figure::Figure,
@@ -55,6 +55,8 @@ enum Bench {
     Fanout(FanoutArgs),
     /// What an operator waits for answers while a swarm reports
     Query(RepeatArgs),
+    /// What a sample takes on disk once it is compacted, beside Prometheus' blocks, and what that costs
+    Compress(CompressArgs),
     /// The same figures for ever larger fleets, from which a report reckons what 100,000 agents need
     Growth(GrowthArgs),
     /// Asks for the nodes while strangers hold connections to both ports, silent or a byte a second
@@ -236,6 +238,27 @@ struct FanoutArgs {
 }
 
 #[derive(Debug, Args)]
+struct CompressArgs {
+    /// How many hosts are made up
+    #[arg(long, default_value_t = 50)]
+    nodes: usize,
+    /// Series of each
+    #[arg(long, default_value_t = 200)]
+    series: usize,
+    /// How long they report, by their clocks
+    #[arg(long, default_value_t = 2)]
+    hours: u32,
+    /// Seconds from one reading to the next
+    #[arg(long, default_value_t = 10)]
+    interval: u64,
+    /// The same seed makes the same hosts
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    peers: PeersArgs,
+}
+
+#[derive(Debug, Args)]
 struct GrowthArgs {
     /// How many agents, one fleet after the other
     #[arg(long, value_delimiter = ',', default_values_t = [100, 1000, 5000, 10_000])]
@@ -293,6 +316,7 @@ recover    the same as connect
 fanout     the same as connect; beside it Salt and Ansible (PyPI: salt, ansible-core, installed when they are not there, with
            python3-venv) and openssh-server; without one, it is left out
 query      the same as connect
+compress   nothing; beside it promtool (Debian: prometheus); without it, it is left out
 growth     the same as connect
 soak       nothing but the programs
 strangers  nothing but the programs, and two descriptors a stranger
@@ -399,6 +423,17 @@ async fn run(bench: Bench) -> Outcome {
                 figures(&growth::run(args.load(*agents), span, &say).await?)?;
             }
             Ok(())
+        }
+        Bench::Compress(args) => {
+            let params = compress::Params {
+                nodes: args.nodes.max(1),
+                series: args.series.max(1),
+                hours: args.hours.max(1),
+                interval: Duration::from_secs(args.interval.max(1)),
+                seed: args.seed,
+                peer: !args.peers.no_peers,
+            };
+            figures(&compress::run(&params, &say).await?)
         }
         Bench::Query(args) => figures(&query::run(args.load.load(), args.times, &say).await?),
         Bench::Strangers(args) => {

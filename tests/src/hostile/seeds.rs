@@ -14,6 +14,7 @@ use nexus_proto::{
     ids::{NodeId, TokenId},
 };
 use nexus_runtime::settings;
+use nexus_store::inside;
 use prost::{Message as _, bytes::Bytes};
 
 use super::{
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Seed> {
     configs(&mut add);
     statements(&mut add);
     streams(&mut add);
+    chunks(&mut add);
     seeds
 }
 
@@ -55,6 +57,23 @@ pub fn write(corpus: &Path) -> std::io::Result<()> {
 }
 
 type Add<'a> = &'a mut dyn FnMut(&'static str, u8, &[u8]);
+
+/// Three reports of two series, and pieces that are sealed when they are read.
+fn chunks(add: Add<'_>) {
+    let report = |step: u8, value: u8| {
+        let mut bytes = vec![step, 10, 2];
+        for (form, byte) in [(0x10, value), (0x21, 7)] {
+            bytes.push(form);
+            bytes.extend([0, 0, 0, 0, 0, byte, 0, 0]);
+        }
+        bytes
+    };
+    let reports = [report(20, 1), report(20, 9), report(5, 4)].concat();
+    add("chunk", 6, &reports);
+    for (choice, body) in inside::chunks::examples() {
+        add("chunk", choice, &body);
+    }
+}
 
 fn join_token() -> JoinToken {
     JoinToken {
