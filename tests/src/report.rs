@@ -1,10 +1,11 @@
-//! What benchmarks printed, as a page for people: the machine, what became of every budget, how figures grow with
+//! What benchmarks printed, as a page for people: the machine, what became of every budget, how ours stands beside others, how figures grow with
 //! the fleet, then a table a benchmark and a chart where figures can be compared.
 
 mod budget;
 mod chart;
 mod growth;
 mod line;
+mod peers;
 
 use std::{
     collections::BTreeMap,
@@ -83,6 +84,7 @@ fn page(lines: &[Line]) -> (String, BTreeMap<String, String>) {
     let mut charts = BTreeMap::new();
     machine(&mut page, lines);
     budget::section(&mut page, lines);
+    peers::section(&mut page, lines);
     growth::section(&mut page, lines, &mut charts);
     let mut by_bench: BTreeMap<&str, BTreeMap<(&str, &str), Vec<&Line>>> = BTreeMap::new();
     for line in lines.iter().filter(|line| !APART.contains(&&*line.bench)) {

@@ -106,7 +106,7 @@ struct ReportArgs {
 
 #[derive(Debug, Args)]
 struct AllArgs {
-    /// A few minutes instead of about forty: shows that all of it works
+    /// A few minutes instead of about fifty: shows that all of it works
     #[arg(long)]
     quick: bool,
     /// Folder for performance.md; raw lines and charts go to performance/ beside it

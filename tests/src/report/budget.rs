@@ -59,6 +59,7 @@ use Bound::{AtLeast, AtMost};
 use Under::{From, Number, Words};
 
 const MIB: f64 = 1_048_576.0;
+const TEN_MINUTES: Under = Number("seconds", 600.0);
 const FIVE: Under = Number("agents", 5000.0);
 const TEN: Under = From("agents", 10_000.0);
 const QUIC: Under = Words("transport", "quic");
@@ -72,25 +73,25 @@ const STREAM: [Under; 4] = [
 /// Reports of a while vary by their phases.
 const WHILE: f64 = 0.99;
 
-const BUDGETS: [Budget; 22] = [
+const BUDGETS: [Budget; 23] = [
     budget(
         "agent: proportional memory",
         ("footprint", "pss"),
-        &[From("seconds", 600.0)],
+        &[TEN_MINUTES],
         AtMost(6.0 * MIB),
         "bytes",
     ),
     budget(
         "agent: processor time a minute",
         ("footprint", "cpu_seconds_per_minute"),
-        &[From("seconds", 600.0)],
+        &[TEN_MINUTES],
         AtMost(0.03),
         "seconds",
     ),
     budget(
         "agent: bytes on the wire a minute",
         ("footprint", "wire_bytes_per_minute"),
-        &[From("seconds", 600.0)],
+        &[TEN_MINUTES],
         AtMost(10_000.0),
         "bytes",
     ),
@@ -100,6 +101,13 @@ const BUDGETS: [Budget; 22] = [
         &[],
         AtMost(6_000_000.0),
         "bytes",
+    ),
+    budget(
+        "agent: growth of memory in an hour with jobs and reconnects, from minute 10",
+        ("footprint", "rss_growth"),
+        &[From("seconds", 3600.0), From("jobs", 1.0)],
+        AtMost(0.05),
+        "ratio",
     ),
     budget(
         "connect: 5,000 agents over QUIC report",

@@ -5,13 +5,16 @@ use std::{
     fs,
     io::Write as _,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use nexus_tests::{
+    bench::{Load, peers},
     fleet::{Fleet, SOON},
     poll,
     process::Process,
 };
+use nexus_transport::Mode;
 use serde_json::Value;
 
 use super::node_exporter::{NodeExporter, curl, free_address};
@@ -136,5 +139,31 @@ async fn prometheus_scrapes_both_pages() {
             "{text}"
         );
         assert!(text.ends_with("# EOF\n"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_sample_costs_prometheus_is_measured() {
+    let load = Load {
+        agents: 5,
+        series: 40,
+        packages: 0,
+        interval: Duration::from_secs(1),
+        transport: Mode::Quic,
+        seed: 1,
+    };
+    let span = Duration::from_secs(3);
+    let figures = peers::prometheus::run(&load, 5, span, &|_| {})
+        .await
+        .unwrap();
+    let of = |name: &'static str| figures.iter().filter(move |figure| figure.figure == name);
+    let rate = of("samples_per_second").next().unwrap().value;
+    // 40 a target and second, and five that it makes itself.
+    assert!((100.0..300.0).contains(&rate), "{figures:?}");
+    assert!(of("rss").next().unwrap().value > 1e6, "{figures:?}");
+    let parts: Vec<_> = of("disk_bytes_per_sample").collect();
+    assert_eq!(parts.len(), 3, "{figures:?}");
+    for part in parts {
+        assert!(part.value > 0.0 && part.subject == "prometheus", "{part:?}");
     }
 }
