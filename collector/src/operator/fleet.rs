@@ -59,11 +59,10 @@ impl Operators {
         let fields = FieldSelector::parse(&request.field_selector, NODE_FIELDS)
             .map_err(|error| failed(Code::InvalidArgument, WHAT, &error))?;
         let as_of = request.as_of_ms.map(Timestamp);
-        let rows = self.nodes(as_of).await?;
         let rows = if request.names.is_empty() {
-            rows
+            self.nodes(as_of).await?
         } else {
-            named(rows, &request.names)?
+            self.nodes_named(request.names, as_of).await?
         };
         let limit = match request.limit {
             0 => usize::MAX,
@@ -110,12 +109,9 @@ impl Operators {
                 .and_then(|()| selector::check_value(value))
                 .map_err(|error| failed(Code::InvalidArgument, WHAT, &error))?;
         }
-        let id = named(self.nodes(None).await?, std::slice::from_ref(&request.node))?
-            .first()
-            .map(|row| row.id)
-            .ok_or_else(|| {
-                Status::not_found(format!("{WHAT}: there is no node `{}`", request.node))
-            })?;
+        let named = self.nodes_named(vec![request.node.clone()], None).await?;
+        let id = named.first().map(|row| row.id);
+        let id = id.ok_or_else(|| no_such_node(&request.node))?;
         // Labels are read, changed and written as a whole: one change of a node at a time.
         let gate = self.registry.gate(id);
         let _one_at_a_time = gate.lock().await;
@@ -215,7 +211,34 @@ impl Operators {
         }
     }
 
-    pub(super) async fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, Status> {
+    /// The nodes of these names or ids, in the order asked, each once.
+    pub(super) async fn nodes_named(
+        &self,
+        names: Vec<String>,
+        as_of: Option<Timestamp>,
+    ) -> Result<Vec<NodeRow>, Status> {
+        if as_of.is_some() {
+            return named(self.nodes(as_of).await?, &names);
+        }
+        let read = move |store: &Store| {
+            let mut rows: BTreeMap<NodeId, NodeRow> = BTreeMap::new();
+            for name in &names {
+                rows.extend(
+                    store
+                        .nodes_called(name)?
+                        .into_iter()
+                        .map(|row| (row.id, row)),
+                );
+            }
+            Ok((rows.into_values().collect(), names))
+        };
+        let (rows, names) = crate::reads::read(&self.tasks, &self.store, "nodes", read)
+            .await
+            .map_err(|error| of_store("read the nodes", &error))?;
+        named(rows, &names)
+    }
+
+    async fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, Status> {
         let read = move |store: &Store| store.nodes(as_of);
         crate::reads::read(&self.tasks, &self.store, "nodes", read)
             .await
@@ -313,7 +336,7 @@ fn row_to_wire(row: Vec<Value>) -> QueryRow {
 }
 
 /// The nodes of these names or ids, in the order asked, each once.
-pub(super) fn named(rows: Vec<NodeRow>, names: &[String]) -> Result<Vec<NodeRow>, Status> {
+fn named(rows: Vec<NodeRow>, names: &[String]) -> Result<Vec<NodeRow>, Status> {
     let mut by_name: BTreeMap<&str, Vec<&NodeRow>> = BTreeMap::new();
     for row in &rows {
         by_name.entry(&row.name).or_default().push(row);
@@ -337,14 +360,16 @@ pub(super) fn named(rows: Vec<NodeRow>, names: &[String]) -> Result<Vec<NodeRow>
                 None => None,
             },
         };
-        let row = row.ok_or_else(|| {
-            Status::not_found(format!("find the node `{name}`: there is no such node"))
-        })?;
+        let row = row.ok_or_else(|| no_such_node(name))?;
         if !found.iter().any(|known| known.id == row.id) {
             found.push(row.clone());
         }
     }
     Ok(found)
+}
+
+pub(super) fn no_such_node(name: &str) -> Status {
+    Status::not_found(format!("find the node `{name}`: there is no such node"))
 }
 
 fn matches_fields(fields: &FieldSelector, node: &Node) -> bool {

@@ -22,7 +22,8 @@ use tonic::Status;
 
 use self::fold::{Series, Summary};
 use super::{
-    Operators, fleet,
+    Operators,
+    fleet::no_such_node,
     status::{hinted, of_store},
 };
 
@@ -91,11 +92,8 @@ impl Operators {
 
     /// The node of this name or id.
     async fn node_called(&self, name: &str) -> Result<NodeRow, Status> {
-        let rows = self.nodes(None).await?;
-        let found = fleet::named(rows, &[name.to_owned()])?;
-        found.into_iter().next().ok_or_else(|| {
-            Status::not_found(format!("find the node `{name}`: there is no such node"))
-        })
+        let found = self.nodes_named(vec![name.to_owned()], None).await?;
+        found.into_iter().next().ok_or_else(|| no_such_node(name))
     }
 }
 

@@ -74,8 +74,9 @@ impl Source for Pages {
 
     fn refresh(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
-            let count = |store: &Store| store.nodes(None).map(|rows| rows.len());
-            let nodes = crate::reads::read(&self.tasks, &self.store, "count nodes", count).await;
+            let nodes =
+                crate::reads::read(&self.tasks, &self.store, "count nodes", Store::node_count)
+                    .await;
             // What cannot be read keeps its last value.
             if let Ok(nodes) = nodes {
                 self.metrics

@@ -277,17 +277,28 @@ impl Run<'_> {
         metrics: Metrics,
         views: &[views::View],
     ) -> Result<(), StoreError> {
+        // A statement cannot name what its text does not contain, and most of the time goes into what it could name.
+        let text = self.sql.to_ascii_lowercase();
+        let views: Vec<&views::View> = views
+            .iter()
+            .filter(|view| text.contains(view.name))
+            .collect();
         let attach = |path: &Path| -> Result<String, StoreError> {
             let schema = format!("x{}", Uuid::new_v4().simple());
             connection.execute(&format!("ATTACH ?1 AS {schema}"), [uri(path)])?;
             Ok(schema)
         };
-        let shards = places
-            .shards
-            .iter()
+        let sharded = views.iter().any(|view| view.place == views::Place::Shards);
+        let shards = places.shards.iter().filter(|_| sharded);
+        let shards = shards
             .map(|path| attach(path))
             .collect::<Result<Vec<_>, _>>()?;
-        let (control, audit) = (attach(&places.control)?, attach(&places.audit)?);
+        let needed = |path, needs: fn(&views::View) -> bool| {
+            let needed = views.iter().any(|view| needs(view));
+            needed.then(|| attach(path)).transpose()
+        };
+        let control = needed(&places.control, views::View::reads_control)?;
+        let audit = needed(&places.audit, views::View::reads_audit)?;
         connection.execute_batch(
             "PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; CREATE TEMP TABLE nexus_permitted (node BLOB PRIMARY KEY);",
         )?;
@@ -309,12 +320,16 @@ impl Run<'_> {
         };
         newest::register(connection, c"nexus_history", then)?;
         let mut hidden = BTreeSet::new();
-        for schema in shards.iter().chain([&control, &audit]) {
+        // All shards have the same tables.
+        for schema in shards.first().into_iter().chain(&control).chain(&audit) {
             let mut names = connection.prepare(&format!(
                 "SELECT name FROM {schema}.sqlite_schema WHERE type = 'table'"
             ))?;
             for name in names.query_map([], |row| row.get::<_, String>(0))? {
-                hidden.insert(name?);
+                let name = name?;
+                if text.contains(&name.to_ascii_lowercase()) {
+                    hidden.insert(name);
+                }
             }
         }
         for view in views {
@@ -322,8 +337,8 @@ impl Run<'_> {
             let some = self.options.nodes.is_some();
             connection.execute_batch(&view.sql(
                 &shards,
-                &control,
-                &audit,
+                control.as_deref().unwrap_or_default(),
+                audit.as_deref().unwrap_or_default(),
                 self.options.as_of,
                 some,
             ))?;

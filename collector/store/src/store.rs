@@ -406,6 +406,30 @@ impl Store {
         Ok(row)
     }
 
+    /// The nodes that a name or an id means: none, one, or those that share the name.
+    pub fn nodes_called(&self, name: &str) -> Result<Vec<NodeRow>, StoreError> {
+        if let Ok(id) = name.parse::<NodeId>() {
+            return Ok(self.node(id)?.into_iter().collect());
+        }
+        let mut nodes = Vec::new();
+        for (number, shard) in (0..).zip(&self.inner.shards) {
+            nodes.extend(shard::reads::nodes_named(
+                &reading(&shard.reader),
+                number,
+                name,
+            )?);
+        }
+        Ok(nodes)
+    }
+
+    /// How many nodes there are.
+    pub fn node_count(&self) -> Result<u64, StoreError> {
+        let shards = self.inner.shards.iter();
+        shards
+            .map(|shard| shard::reads::node_count(&reading(&shard.reader)))
+            .sum()
+    }
+
     /// Every node, by name; as it was at `as_of`, if given.
     pub fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, StoreError> {
         let mut nodes = Vec::new();

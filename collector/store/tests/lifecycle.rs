@@ -579,7 +579,7 @@ async fn projections_of_an_older_version_are_made_anew_from_the_log() {
         ..
     } = world;
     // As the first version left it, without the count of records, and as the third did.
-    let uncounted = "DROP TABLE package_versions; DROP INDEX inventory_packages_by_name;
+    let uncounted = "DROP TABLE package_versions; DROP INDEX node_history_by_name;
         CREATE TABLE chunks (id INTEGER PRIMARY KEY);";
     let first = format!("{uncounted} ALTER TABLE cursors DROP COLUMN records;");
     for (version, sql) in [(1, first.as_str()), (3, uncounted)] {

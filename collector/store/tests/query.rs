@@ -334,7 +334,7 @@ async fn versions_are_counted_over_the_shards_and_for_whoever_asks() {
     assert!(world.rows(sql, then(1)).await.unwrap().is_empty());
     let now = world.rows(sql, then(i64::MAX)).await.unwrap();
     assert_eq!(now, world.all(sql).await);
-    // A package is found without a look at all of them.
+    // The rows say the same.
     assert_eq!(
         world
             .all("SELECT version, count(*) FROM packages WHERE name = 'libc6' GROUP BY version")

@@ -291,6 +291,16 @@ pub(super) fn all() -> Vec<View> {
 }
 
 impl View {
+    /// Whether it looks into the control projections.
+    pub(super) fn reads_control(&self) -> bool {
+        self.place == Place::Control || self.columns.iter().any(|(.., sql)| sql.contains("{c}"))
+    }
+
+    /// Whether it looks into the audit file.
+    pub(super) fn reads_audit(&self) -> bool {
+        self.place == Place::Audit
+    }
+
     /// The statement that makes it, over schemas of these names.
     pub(super) fn sql(
         &self,

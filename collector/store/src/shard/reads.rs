@@ -83,6 +83,27 @@ pub(crate) fn node(db: &Connection, shard: u16, id: NodeId) -> Result<Option<Nod
     Ok(row.transpose()?)
 }
 
+/// The nodes of this name.
+pub(crate) fn nodes_named(
+    db: &Connection,
+    shard: u16,
+    name: &str,
+) -> Result<Vec<NodeRow>, StoreError> {
+    let rows = db
+        .prepare_cached(&format!("SELECT {NODE} FROM nodes WHERE name = ?1"))?
+        .query_map([name], |row| node_row(row, shard))?
+        .collect::<Result<_, _>>()?;
+    Ok(rows)
+}
+
+/// How many nodes there are.
+pub(crate) fn node_count(db: &Connection) -> Result<u64, StoreError> {
+    let count = db
+        .prepare_cached("SELECT count(*) FROM nodes")?
+        .query_row([], |row| unsigned(row, 0))?;
+    Ok(count)
+}
+
 pub(crate) fn nodes(
     db: &Connection,
     shard: u16,

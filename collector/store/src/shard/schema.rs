@@ -93,15 +93,15 @@ fn emptied() -> String {
         .collect()
 }
 
-/// How many nodes have a version of a package, counted as rows come and go; and what finds a package among them all.
-/// Rows of a package stand together in the index in the order they came, so that new ones change few of its pages.
+/// How many nodes have a version of a package, counted as rows come and go. (An index of packages by name would cost
+/// more than all else that is done with a row.)
 const FOURTH: &str = "
 CREATE TABLE package_versions (
   name TEXT, version TEXT, nodes INTEGER NOT NULL, PRIMARY KEY (name, version)
 ) WITHOUT ROWID;
 INSERT INTO package_versions SELECT name, version, count(DISTINCT node) FROM inventory_packages
   WHERE valid_to_ms IS NULL AND name IS NOT NULL AND version IS NOT NULL GROUP BY name, version;
-CREATE INDEX inventory_packages_by_name ON inventory_packages (name) WHERE valid_to_ms IS NULL;
+CREATE INDEX node_history_by_name ON node_history (name) WHERE valid_to_ms IS NULL;
 ";
 /// From this format on, metrics stand in files of their own.
 pub(crate) const METRICS_APART: i64 = 5;
