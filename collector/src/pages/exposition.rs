@@ -132,6 +132,11 @@ fn write_value(out: &mut String, value: f64) {
 }
 
 fn escape(out: &mut String, text: &str, quotes: bool) {
+    // Most texts need nothing.
+    if !text.contains(['\\', '\n', '"']) {
+        out.push_str(text);
+        return;
+    }
     for c in text.chars() {
         match c {
             '\\' => out.push_str("\\\\"),

@@ -1,7 +1,8 @@
 //! `/metrics/nodes`: every node's newest samples as one page, family by family.
 //!
 //! The page of a large fleet is larger than memory should hold, so it is made piece by piece while the
-//! scraper reads: what is held is a reference to each node's newest report, and one piece of text. Reports
+//! scraper reads. What is held is each node's newest values, once the names of their series where nodes have them in
+//! common, and one piece of text; not the reports, which newer ones replace meanwhile. Reports
 //! older than three of their intervals are left out, so that a dead node's values do not look alive;
 //! `node_up` and `node_last_report_timestamp_seconds` name every enrolled node all the same.
 
@@ -73,8 +74,67 @@ struct Row {
     labels: Vec<(String, String)>,
     up: bool,
     last_report_seconds: f64,
-    /// Fresh samples with the order of their names.
-    samples: Option<(Arc<Snapshot>, Vec<u32>)>,
+    /// Of fresh samples.
+    values: Option<Values>,
+}
+
+/// The values of a node, in the order of their series.
+struct Values {
+    shape: Arc<Shape>,
+    values: Box<[f64]>,
+}
+
+/// The series of nodes that have the same ones.
+struct Shape {
+    /// In order of their names.
+    keys: Vec<Arc<SeriesKey>>,
+    /// Where each of them stands in a report.
+    order: Vec<u32>,
+}
+
+/// The shapes there are, by where the keys of a report's samples are: most keys are shared by all nodes.
+#[derive(Default)]
+struct Shapes {
+    known: HashMap<Vec<usize>, Arc<Shape>>,
+}
+
+impl Shapes {
+    fn values(&mut self, snapshot: &Snapshot) -> Values {
+        let places = snapshot
+            .samples
+            .iter()
+            .map(|sample| Arc::as_ptr(&sample.key).addr())
+            .collect();
+        let shape = self
+            .known
+            .entry(places)
+            .or_insert_with(|| Arc::new(Shape::new(snapshot)));
+        let at = shape.order.iter();
+        let values = at.filter_map(|index| sample(snapshot, *index).map(|sample| sample.value));
+        Values {
+            shape: Arc::clone(shape),
+            values: values.collect(),
+        }
+    }
+}
+
+impl Shape {
+    fn new(snapshot: &Snapshot) -> Self {
+        let mut order: Vec<u32> = (0..snapshot.samples.len())
+            .filter_map(|index| u32::try_from(index).ok())
+            .collect();
+        order.sort_by(|a, b| {
+            let name = |index: &u32| sample(snapshot, *index).map(|s| s.key.name.as_str());
+            name(a).cmp(&name(b))
+        });
+        let keys = order
+            .iter()
+            .filter_map(|index| sample(snapshot, *index).map(|s| Arc::clone(&s.key)));
+        Self {
+            keys: keys.collect(),
+            order,
+        }
+    }
 }
 
 struct Family {
@@ -100,6 +160,7 @@ impl NodesPage {
             (LAST_REPORT.to_owned(), SeriesType::Gauge),
         ]);
         let mut rows = Vec::new();
+        let mut shapes = Shapes::default();
         // Names are counted over all shards: a node is called the same on every page it stands on.
         let asked = nodes
             .into_iter()
@@ -123,7 +184,7 @@ impl NodesPage {
                     .report
                     .as_ref()
                     .map_or(0.0, |report| seconds(report.made)),
-                samples: fresh.map(|report| by_name(&report.snapshot)),
+                values: fresh.map(|report| shapes.values(&report.snapshot)),
             });
         }
         Self {
@@ -148,12 +209,12 @@ impl NodesPage {
                 exposition::write_sample(out, LAST_REPORT, own(), row.last_report_seconds);
             }
             _ => {
-                for sample in samples_of(row, family) {
-                    let series = sample.key.labels.iter();
+                for (key, value) in samples_of(row, family) {
+                    let series = key.labels.iter();
                     let labels = series
-                        .map(|(name, value)| (exported(name, &sample.key, row), value.as_str()))
+                        .map(|(name, value)| (exported(name, key, row), value.as_str()))
                         .chain(own().map(|(name, value)| (Cow::Borrowed(name), value)));
-                    exposition::write_sample(out, family, labels, sample.value);
+                    exposition::write_sample(out, family, labels, value);
                 }
             }
         }
@@ -191,32 +252,20 @@ impl Iterator for NodesPage {
     }
 }
 
-fn samples_of<'a>(row: &'a Row, family: &str) -> impl Iterator<Item = &'a Sample> {
-    let found = row.samples.as_ref().map(|(snapshot, order)| {
-        let name_at = |index: &u32| sample(snapshot, *index).map(|s| s.key.name.as_str());
-        let start = order.partition_point(|index| name_at(index) < Some(family));
-        let end = order.partition_point(|index| name_at(index) <= Some(family));
-        (snapshot, order.get(start..end).unwrap_or_default())
+fn samples_of<'a>(row: &'a Row, family: &str) -> impl Iterator<Item = (&'a SeriesKey, f64)> {
+    let found = row.values.as_ref().map(|Values { shape, values }| {
+        let keys = &shape.keys;
+        let start = keys.partition_point(|key| key.name.as_str() < family);
+        let end = keys.partition_point(|key| key.name.as_str() <= family);
+        let keys = keys.get(start..end).unwrap_or_default();
+        keys.iter().zip(values.get(start..end).unwrap_or_default())
     });
-    found
-        .into_iter()
-        .flat_map(|(snapshot, order)| order.iter().filter_map(|index| sample(snapshot, *index)))
+    let samples = found.into_iter().flatten();
+    samples.map(|(key, value)| (key.as_ref(), *value))
 }
 
 fn sample(snapshot: &Snapshot, index: u32) -> Option<&Sample> {
     snapshot.samples.get(usize::try_from(index).ok()?)
-}
-
-/// Indices of the samples in order of their names.
-fn by_name(snapshot: &Arc<Snapshot>) -> (Arc<Snapshot>, Vec<u32>) {
-    let mut order: Vec<u32> = (0..snapshot.samples.len())
-        .filter_map(|index| u32::try_from(index).ok())
-        .collect();
-    order.sort_by(|a, b| {
-        let name = |index: &u32| sample(snapshot, *index).map(|s| s.key.name.as_str());
-        name(a).cmp(&name(b))
-    });
-    (Arc::clone(snapshot), order)
 }
 
 /// A series' label beside the node's: which node it is says its certificate, so that a label of the agent's own
@@ -353,6 +402,38 @@ node_cpu_seconds_total{cpu=\"1\",mode=\"idle\",instance=\"b\",job=\"node\",role=
         assert!(page.starts_with(expected), "{page}");
         assert!(page.contains("node_up{instance=\"b\",job=\"node\",role=\"web\"} 1\n"));
         assert!(page.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn values_stay_with_their_series_however_a_report_orders_them() {
+        let first = node("a", Duration::ZERO);
+        // The very keys of the other, in another order, with other values.
+        let mut snapshot = (*first.report.as_ref().unwrap().snapshot).clone();
+        snapshot.samples.reverse();
+        for sample in &mut snapshot.samples {
+            sample.value += 100.0;
+        }
+        let mut turned = node("b", Duration::ZERO);
+        if let Some(report) = &mut turned.report {
+            report.snapshot = Arc::new(snapshot);
+        }
+        let page = page(vec![first, turned], &[]);
+        for line in [
+            "node_load1{instance=\"a\",job=\"node\",role=\"web\"} 0.5\n",
+            "node_load1{instance=\"b\",job=\"node\",role=\"web\"} 100.5\n",
+            "{cpu=\"1\",mode=\"idle\",instance=\"b\",job=\"node\",role=\"web\"} 113\n",
+        ] {
+            assert!(page.contains(line), "{line}: {page}");
+        }
+    }
+
+    #[test]
+    fn what_a_page_holds_of_a_report_is_its_values() {
+        let nodes = vec![node("a", Duration::ZERO)];
+        let report = Arc::clone(&nodes[0].report.as_ref().unwrap().snapshot);
+        let page = NodesPage::new(nodes, &Asked::default(), Format::OpenMetrics, NOW);
+        assert_eq!(Arc::strong_count(&report), 1, "the page keeps the report");
+        assert!(page.collect::<String>().contains("node_load1{"));
     }
 
     #[test]
