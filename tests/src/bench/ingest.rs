@@ -6,7 +6,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::{Instant, sleep};
 
 use super::{Load, Stage, Usage, figure, float};
-use crate::{fault::Outcome, figure::Figure, swarm::tally::quantile};
+use crate::{fault::Outcome, figure::Figure, swarm::tally::Waits};
 
 /// Readings of each agent until what connecting left behind is over, which is not measured.
 pub(super) const WARM_UP: u32 = 2;
@@ -61,7 +61,7 @@ pub(super) struct Measured {
     pub(super) failed: u64,
     before: Usage,
     after: Usage,
-    waits: Vec<Duration>,
+    waits: Waits,
 }
 
 impl Measured {
@@ -82,8 +82,8 @@ impl Measured {
     }
 
     /// How long an ack took.
-    pub(super) fn ack(&self, percent: usize) -> Duration {
-        quantile(&self.waits, percent)
+    pub(super) fn ack(&self, percent: u64) -> Duration {
+        self.waits.quantile(percent)
     }
 }
 

@@ -15,7 +15,7 @@ use nexus_runtime::{shutdown::Signals, tasks::Tasks};
 use nexus_tests::{
     fault::{Fault, Outcome},
     figure::Figure,
-    swarm::{AGENTS_MAX, Params, Swarm, answers::Answers, tally::quantile},
+    swarm::{AGENTS_MAX, Params, Swarm, answers::Answers, tally::Waits},
     usage,
 };
 use nexus_transport::Mode;
@@ -145,7 +145,7 @@ async fn run(cli: Cli) -> Outcome {
 
     let begun = Instant::now();
     let cpu = usage::cpu_time(std::process::id());
-    let mut waits = Vec::new();
+    let mut waits = Waits::default();
     let mut all_connected = None;
     let mut all_reported = None;
     swarm.start().await?;
@@ -178,19 +178,18 @@ async fn run(cli: Cli) -> Outcome {
             "{connected} of {agents} connected, {} reports, {} acked (p99 {:.2} s), {} failed{}{why}",
             count(&tally.reports),
             count(&tally.acked),
-            quantile(&new, 99).as_secs_f64(),
+            new.quantile(99).as_secs_f64(),
             count(&tally.failed),
             if why.is_empty() { "" } else { "; " },
         ));
-        waits.extend(new);
+        waits.add(&new);
         if until.is_some_and(|until| Instant::now() >= until) {
             break;
         }
     }
     let ran = begun.elapsed();
     let cpu = usage::cpu_time(std::process::id()).saturating_sub(cpu);
-    waits.extend(swarm.tally().take_waits());
-    waits.sort_unstable();
+    waits.add(&swarm.tally().take_waits());
     let tally = swarm.tally().clone();
     let given = json!({
         "agents": agents, "series": swarm.shape().series(), "interval_seconds": cli.interval,
@@ -214,16 +213,8 @@ async fn run(cli: Cli) -> Outcome {
         ("samples", Some(counted(&tally.samples)), "samples"),
         ("acked", Some(counted(&tally.acked)), "reports"),
         ("failed", Some(counted(&tally.failed)), "reports"),
-        (
-            "ack_p50",
-            Some(quantile(&waits, 50).as_secs_f64()),
-            "seconds",
-        ),
-        (
-            "ack_p99",
-            Some(quantile(&waits, 99).as_secs_f64()),
-            "seconds",
-        ),
+        ("ack_p50", Some(waits.quantile(50).as_secs_f64()), "seconds"),
+        ("ack_p99", Some(waits.quantile(99).as_secs_f64()), "seconds"),
         ("cpu_seconds", Some(cpu.as_secs_f64()), "seconds"),
     ] {
         // What did not happen has no figure.
