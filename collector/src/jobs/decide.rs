@@ -94,6 +94,8 @@ pub(crate) struct Decision {
     pub(crate) actions: Vec<Action>,
     /// When to decide again at the latest; `None` once the job has ended.
     pub(crate) wake: Option<Timestamp>,
+    /// Whether a node is there that would be sent something if it took more.
+    pub(crate) starved: bool,
 }
 
 /// Decides.
@@ -106,8 +108,10 @@ pub(crate) fn decide(
     let mut decision = Decision::default();
     let mut open = false;
     for run in runs {
-        let Some(step) = step(terms, run, link(run.node), now) else {
+        let link = link(run.node);
+        let Some(step) = step(terms, run, link, now) else {
             open |= run.phase != Phase::Final;
+            decision.starved |= link.is_some_and(|link| !link.takes && is_owed(run, link));
             continue;
         };
         open = true;
@@ -143,6 +147,15 @@ fn step(terms: &Terms, run: &Run, link: Option<Link>, now: Timestamp) -> Option<
             .filter(|link| link.takes && run.sent_to != Some(link.session) && now < terms.expires)
             .map(|link| Action::Resend(node, link.session)),
         Phase::Running => None,
+    }
+}
+
+/// Whether the node has yet to be sent the run in this session.
+fn is_owed(run: &Run, link: Link) -> bool {
+    match run.phase {
+        Phase::Pending => true,
+        Phase::Dispatched => run.sent_to != Some(link.session),
+        Phase::Running | Phase::Final => false,
     }
 }
 
@@ -184,6 +197,7 @@ mod tests {
         assert_eq!(decision.actions, [Action::Dispatch(runs[0].node, session)]);
         let full = decide(&terms(), &runs, connected(session, false), START);
         assert_eq!(full.actions, []);
+        assert!(full.starved && !decision.starved);
         let absent = decide(&terms(), &runs, |_| None, START);
         assert_eq!(absent.actions, []);
         assert_eq!(absent.wake, Some(terms().expires));

@@ -30,7 +30,7 @@ use nexus_store::{
 
 use super::{
     decide::{self, Action, Link, Phase, Run, Terms},
-    hints::Hints,
+    hints::{Changed, Hints},
     submit,
 };
 use crate::{
@@ -84,15 +84,15 @@ pub(crate) struct Scheduler {
     pub(crate) grace: Duration,
 }
 
-/// What a pass looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
-    /// Jobs that something was said of.
-    Hinted,
-    /// Those and every job that is known: nodes came or went.
-    Known,
-    /// Every job there is, by its row.
-    Everything,
+/// Why there is a pass, besides what is said of single jobs.
+#[derive(Debug, Clone, Copy, Default)]
+struct Look {
+    /// Time went by: every job there is, by its row.
+    everything: bool,
+    /// Nodes came or went: every job that is known.
+    links: bool,
+    /// Nodes take more: jobs that wait for that.
+    credits: bool,
 }
 
 /// What one shard is to write, and what is to be sent once the entry in the same place is in force.
@@ -124,6 +124,10 @@ struct Active {
     sent_to: HashMap<NodeId, SessionId>,
     cancel_sent_to: HashMap<NodeId, SessionId>,
     wake: Option<Timestamp>,
+    /// Whether a node that is there would be sent something if it took more.
+    starved: bool,
+    /// Whether all was done that its rows ask for. Runs that go on ask for nothing then until all have ended.
+    at_rest: bool,
 }
 
 impl Scheduler {
@@ -131,8 +135,12 @@ impl Scheduler {
     pub(crate) async fn run(self) -> Result<(), SchedulerError> {
         let mut jobs: BTreeMap<JobId, Active> = BTreeMap::new();
         let mut links = self.registry.changes();
+        let mut credits = self.registry.credits();
         let token = self.tasks.token();
-        let mut look = Look::Everything;
+        let mut look = Look {
+            everything: true,
+            ..Look::default()
+        };
         loop {
             let hinted = self.hints.take();
             let start = self.clock.instant();
@@ -144,21 +152,26 @@ impl Scheduler {
                 }
             };
             let took = self.clock.instant().saturating_duration_since(start);
-            look = tokio::select! {
+            look = Look::default();
+            tokio::select! {
                 () = token.cancelled() => return Ok(()),
-                () = self.hints.wait() => Look::Hinted,
+                () = self.hints.wait() => {}
                 changed = links.changed() => match changed {
-                    Ok(()) => Look::Known,
+                    Ok(()) => look.links = true,
                     Err(_) => return Ok(()),
                 },
-                () = tokio::time::sleep(pause) => Look::Everything,
-            };
+                changed = credits.changed() => match changed {
+                    Ok(()) => look.credits = true,
+                    Err(_) => return Ok(()),
+                },
+                () = tokio::time::sleep(pause) => look.everything = true,
+            }
             // A crowd of hints is taken together; large jobs are looked at less often than small ones.
             tokio::time::sleep(took.clamp(GATHER, IDLE)).await;
-            if links.has_changed().is_ok_and(|changed| changed) && look == Look::Hinted {
-                links.mark_unchanged();
-                look = Look::Known;
-            }
+            look.links |= links.has_changed().unwrap_or_default();
+            look.credits |= credits.has_changed().unwrap_or_default();
+            links.mark_unchanged();
+            credits.mark_unchanged();
         }
     }
 
@@ -175,29 +188,44 @@ impl Scheduler {
     async fn pass(
         &self,
         jobs: &mut BTreeMap<JobId, Active>,
-        hinted: BTreeSet<JobId>,
+        hinted: Changed,
         look: Look,
     ) -> Result<(), SchedulerError> {
-        let mut ids = hinted;
-        if look == Look::Everything {
-            let rows = self.read("active jobs", Store::active_jobs).await?;
-            let live: BTreeSet<JobId> = rows.iter().map(|row| row.id).collect();
+        let Changed { rows, runs } = hinted;
+        let mut ids = BTreeSet::new();
+        if look.everything {
+            let active = self.read("active jobs", Store::active_jobs).await?;
+            let live: BTreeSet<JobId> = active.iter().map(|row| row.id).collect();
             jobs.retain(|id, _| live.contains(id));
-            for row in rows {
+            for row in active {
                 self.adopt(jobs, row);
             }
         } else {
-            for id in ids.iter().copied() {
+            let unknown = runs.iter().filter(|id| !jobs.contains_key(id));
+            for id in rows.union(&unknown.copied().collect()).copied() {
                 match self.read("a job", move |store| store.job(id)).await? {
-                    Some(row) if row.ended.is_none() => self.adopt(jobs, row),
+                    Some(row) if row.ended.is_none() => {
+                        self.adopt(jobs, row);
+                        ids.insert(id);
+                    }
                     _ => {
                         jobs.remove(&id);
                     }
                 }
             }
         }
-        if look != Look::Hinted {
-            ids.extend(jobs.keys());
+        let asked = |active: &Active| {
+            look.everything || look.links || look.credits && active.starved || !active.at_rest
+        };
+        ids.extend(
+            jobs.iter()
+                .filter(|(_, active)| asked(active))
+                .map(|(id, _)| *id),
+        );
+        for id in runs {
+            if jobs.contains_key(&id) && !ids.contains(&id) && self.has_ended(id).await? {
+                ids.insert(id);
+            }
         }
         let mut failure = None;
         for id in ids {
@@ -217,6 +245,14 @@ impl Scheduler {
             .jobs_active
             .set(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether all of a job's runs have.
+    async fn has_ended(&self, job: JobId) -> Result<bool, StoreError> {
+        let counts = self
+            .read("run counts", move |store| store.run_counts(job))
+            .await?;
+        Ok(counts.keys().all(|state| state.is_final()))
     }
 
     /// Takes a row's newest state over. A row that cannot be read is left alone: it would not become better.
@@ -243,6 +279,7 @@ impl Scheduler {
     /// Does what is to be done about one job now; `true` once it has ended.
     async fn drive(&self, active: &mut Active) -> Result<bool, SchedulerError> {
         let mut planned = false;
+        active.at_rest = false;
         loop {
             let job = active.row.id;
             let rows = self.read("runs", move |store| store.runs(job)).await?;
@@ -264,7 +301,9 @@ impl Scheduler {
             };
             let decision = decide::decide(&active.terms, &runs, link, now);
             active.wake = decision.wake;
+            active.starved = decision.starved;
             if decision.actions.is_empty() {
+                active.at_rest = true;
                 return Ok(false);
             }
             if decision.actions.contains(&Action::End) {
@@ -272,6 +311,7 @@ impl Scheduler {
                 return Ok(true);
             }
             if !self.act(active, decision.actions, now).await? {
+                active.at_rest = true;
                 return Ok(false);
             }
         }
@@ -301,6 +341,7 @@ impl Scheduler {
                         continue;
                     };
                     if !live.take_dispatch() {
+                        active.starved = true;
                         continue;
                     }
                     let entry = dispatched(active.row.id, node, session, now);
@@ -498,6 +539,8 @@ impl Active {
             sent_to: HashMap::new(),
             cancel_sent_to: HashMap::new(),
             wake: None,
+            starved: false,
+            at_rest: false,
         })
     }
 
@@ -561,14 +604,17 @@ mod tests {
             grace: Duration::from_secs(1),
         };
         let mut jobs = BTreeMap::new();
-        let look = Look::Everything;
-        let pass = scheduler.pass(&mut jobs, BTreeSet::new(), look).await;
+        let look = Look {
+            everything: true,
+            ..Look::default()
+        };
+        let pass = scheduler.pass(&mut jobs, Changed::default(), look).await;
         assert!(pass.is_ok() && jobs.len() == 1);
 
         // Nothing can be written any more, and only now there is credit.
         collector.store.close();
         session.add_dispatches(1);
-        let pass = scheduler.pass(&mut jobs, BTreeSet::new(), look).await;
+        let pass = scheduler.pass(&mut jobs, Changed::default(), look).await;
         assert!(matches!(pass, Err(SchedulerError::Store(_))), "{pass:?}");
         // The collector's own scheduler may be trying at this moment.
         until("the credit is back", || session.takes_dispatch()).await;

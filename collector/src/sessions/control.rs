@@ -466,7 +466,7 @@ fn take(
     match frame.kind {
         Some(wire::agent_frame::Kind::Credit(credit)) => {
             session.add_dispatches(credit.dispatches);
-            sessions.registry.hint();
+            sessions.registry.credited();
             Ok(())
         }
         Some(wire::agent_frame::Kind::Trust(held)) => {

@@ -196,6 +196,7 @@ pub(crate) struct Registry {
     /// When the connection of each node's newest session was taken in.
     connected: Mutex<HashMap<NodeId, Instant>>,
     changes: watch::Sender<u64>,
+    credits: watch::Sender<u64>,
 }
 
 impl Default for Registry {
@@ -205,6 +206,7 @@ impl Default for Registry {
             opening: Mutex::default(),
             connected: Mutex::default(),
             changes: watch::Sender::new(0),
+            credits: watch::Sender::new(0),
         }
     }
 }
@@ -292,13 +294,23 @@ impl Registry {
         self.lock().values().cloned().collect()
     }
 
-    /// Changes when a session came or went or an agent takes more.
+    /// Changes when a session came or went.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Something changed.
-    pub(crate) fn hint(&self) {
+    /// Changes when an agent takes more.
+    pub(crate) fn credits(&self) -> watch::Receiver<u64> {
+        self.credits.subscribe()
+    }
+
+    /// An agent takes more.
+    pub(crate) fn credited(&self) {
+        self.credits
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn hint(&self) {
         self.changes
             .send_modify(|count| *count = count.wrapping_add(1));
     }

@@ -223,7 +223,7 @@ async fn commit(
         tracing::warn!(%node, %lane, records = intake.dead, "put unreadable records aside as dead letters");
     }
     for job in intake.jobs {
-        sessions.hints.changed(job);
+        sessions.hints.ran(job);
     }
     Ok(())
 }
