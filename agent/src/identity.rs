@@ -21,6 +21,7 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nexus_pki::{
@@ -44,6 +45,9 @@ pub use self::{
 };
 
 const LOCK: &str = "lock";
+/// How often the lock is tried, and how long apart: two seconds in all.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 const INCARNATION: &str = "incarnation";
 const SESSION: &str = "session";
 
@@ -262,15 +266,21 @@ fn lock(folder: &Path) -> Result<Lock, IdentityError> {
         path: path.clone(),
         source,
     })?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Lock(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::InUse(folder.to_owned())),
-        Err(error) => Err(IdentityError::Io {
-            action: "lock",
-            path,
-            source: error.into(),
-        }),
+    for _ in 0..LOCK_ATTEMPTS {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Lock(file)),
+            // A child that an agent was starting when it was killed has a copy until it executes its program.
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::park_timeout(LOCK_PAUSE),
+            Err(error) => {
+                return Err(IdentityError::Io {
+                    action: "lock",
+                    path,
+                    source: error.into(),
+                });
+            }
+        }
     }
+    Err(IdentityError::InUse(folder.to_owned()))
 }
 
 #[cfg(test)]
