@@ -95,7 +95,7 @@ fn raise_descriptor_limit() {
 async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -> Outcome {
     let tasks = Tasks::new();
     Signals::catch().doing("catch signals")?.govern(&tasks);
-    let store = open_store(&folder, &clock)?;
+    let store = open_store(&folder, &clock, config.keep)?;
     let started = start(&config, &folder, &instance, &clock, &tasks, &store).await;
     match started {
         Ok(registry) => {
@@ -250,6 +250,7 @@ impl Parts {
             metrics: metrics.clone(),
             limits: sessions::Limits {
                 upload_credit: config.upload_credit,
+                gather: config.keep.gather,
                 commit_latency: config.commit_latency,
                 sessions: config.connections,
             },
@@ -314,9 +315,9 @@ impl Parts {
     }
 }
 
-fn open_store(folder: &Folder, clock: &Clock) -> Outcome<Store> {
+fn open_store(folder: &Folder, clock: &Clock, keep: nexus_store::Settings) -> Outcome<Store> {
     let what = format!("open {}", folder.path().display());
-    Store::open(folder.path(), clock.clone(), nexus_store::Settings::default()).map_err(|error| {
+    Store::open(folder.path(), clock.clone(), keep).map_err(|error| {
         let fault = Fault::because(&what, &error);
         match error {
             StoreError::InUse { .. } => fault.hint(

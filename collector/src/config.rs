@@ -73,6 +73,34 @@ pub(crate) const KEYS: &[Key] = &[
         about: "where /metrics, /metrics/nodes, /healthz and /readyz answer, plain HTTP",
     },
     Key {
+        name: "metrics.keep_raw",
+        kind: Kind::Duration,
+        default: "2days",
+        unit: "duration",
+        about: "how long metrics are kept as they were sampled",
+    },
+    Key {
+        name: "metrics.keep_minutes",
+        kind: Kind::Duration,
+        default: "30days",
+        unit: "duration",
+        about: "how long a point of each minute of them is kept",
+    },
+    Key {
+        name: "metrics.keep_hours",
+        kind: Kind::Duration,
+        default: "2years",
+        unit: "duration",
+        about: "how long a point of each hour of them is kept",
+    },
+    Key {
+        name: "metrics.keep_bytes",
+        kind: Kind::Bytes,
+        default: "1TiB",
+        unit: "bytes",
+        about: "what all of that may take on disk; beyond it the oldest goes, raw metrics first",
+    },
+    Key {
         name: "advertise.agents",
         kind: Kind::List,
         default: "",
@@ -178,6 +206,7 @@ pub(crate) struct Config {
     pub(crate) agents_listen: SocketAddr,
     pub(crate) operators_listen: SocketAddr,
     pub(crate) metrics_listen: SocketAddr,
+    pub(crate) keep: nexus_store::Settings,
     pub(crate) advertise_agents: Vec<String>,
     pub(crate) advertise_operators: Vec<String>,
     pub(crate) key_exchange: nexus_pki::tls::KeyExchange,
@@ -218,6 +247,13 @@ impl Config {
             agents_listen: listen(settings, "agents.listen")?,
             operators_listen: listen(settings, "operators.listen")?,
             metrics_listen: listen(settings, "metrics.listen")?,
+            keep: nexus_store::Settings {
+                raw: settings.duration("metrics.keep_raw"),
+                minutes: settings.duration("metrics.keep_minutes"),
+                hours: settings.duration("metrics.keep_hours"),
+                bytes: settings.bytes("metrics.keep_bytes"),
+                ..nexus_store::Settings::default()
+            },
             advertise_agents: settings.list("advertise.agents").to_vec(),
             advertise_operators: settings.list("advertise.operators").to_vec(),
             key_exchange: settings

@@ -30,6 +30,8 @@ use registry::Registry;
 pub(crate) struct Limits {
     /// The widest window of one lane.
     pub(crate) upload_credit: u64,
+    /// Commits of metrics wait so long for each other.
+    pub(crate) gather: Duration,
     /// Windows shrink while commits take longer.
     pub(crate) commit_latency: Duration,
     /// Sessions at the same time.

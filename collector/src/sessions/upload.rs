@@ -61,7 +61,7 @@ async fn upload(
     let of = ByLane { lane: lane.name() };
     let mut credit = Credit::new(
         sessions.limits.upload_credit,
-        sessions.limits.commit_latency,
+        patience(sessions, lane),
         sessions.metrics.upload_credit.get_or_create(&of).clone(),
     );
     let of = (node, session.incarnation);
@@ -135,6 +135,15 @@ async fn place(sessions: &Sessions, lane: Lane) -> Result<Option<SemaphorePermit
 
 fn shutting_down() -> Status {
     Status::unavailable("the collector is shutting down")
+}
+
+/// How long a commit may take before credit shrinks: metrics gather first.
+fn patience(sessions: &Sessions, lane: Lane) -> Duration {
+    let gather = match lane {
+        Lane::Metrics => sessions.limits.gather,
+        Lane::Results | Lane::Inventory => Duration::ZERO,
+    };
+    sessions.limits.commit_latency + gather
 }
 
 /// Decoded records are many times their encoded size: what is in memory at the same time is bounded over all

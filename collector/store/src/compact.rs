@@ -12,6 +12,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
@@ -68,6 +69,8 @@ pub(crate) struct Compaction {
     pub(crate) totals: Arc<Mutex<Totals>>,
     /// How long reports wait.
     pub(crate) after: Duration,
+    /// The store is being closed.
+    pub(crate) ending: Arc<AtomicBool>,
 }
 
 /// To be done at once, whatever is due.
@@ -76,12 +79,15 @@ type Order = oneshot::Sender<Result<(), StoreError>>;
 /// The thread; it ends when this is closed.
 pub(crate) struct Compactor {
     orders: Mutex<Option<SyncSender<Order>>>,
+    ending: Vec<Arc<AtomicBool>>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 impl Compactor {
     pub(crate) fn start(shards: Vec<Compaction>, clock: Clock) -> Result<Self, StoreError> {
         let (orders, ordered) = sync_channel(ORDERS);
+        let ending = shards.iter().map(|shard| Arc::clone(&shard.ending));
+        let ending = ending.collect();
         let thread = thread::Builder::new()
             .name("compact".to_owned())
             .spawn(move || run(shards, &clock, &ordered))
@@ -92,6 +98,7 @@ impl Compactor {
             })?;
         Ok(Self {
             orders: Mutex::new(Some(orders)),
+            ending,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -110,8 +117,11 @@ impl Compactor {
         orders.clone()
     }
 
-    /// Ends the thread after the shard it is at.
+    /// Ends the thread, and what it is at.
     pub(crate) fn close(&self) {
+        for ending in &self.ending {
+            ending.store(true, Ordering::Relaxed);
+        }
         let orders = &self.orders;
         drop(orders.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = &self.thread;
@@ -177,7 +187,8 @@ impl Compaction {
             .head
             .prepare_cached(
                 "SELECT (SELECT time_ms FROM head WHERE idx > ?1 ORDER BY idx LIMIT 1), (SELECT max(idx) FROM head),
-                    (SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size())",
+                    (SELECT (page_count - freelist_count) * page_size
+                     FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size())",
             )
             .and_then(|mut read| {
                 read.query_row([chunked], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
@@ -212,6 +223,10 @@ impl Compaction {
                 group.iter().map(|node| (*node, Vec::new())).collect();
             gather(&self.head, &self.path, (chunked, cut), &mut rows)?;
             for node in group {
+                if self.ending.load(Ordering::Relaxed) {
+                    // Nothing of it is written: it is made when the store is open again.
+                    return Ok(());
+                }
                 let rows = rows.remove(node).unwrap_or_default();
                 let resume = writing.resume(*node)?;
                 let made = chunks_of(*node, resume, &rows, &self.keys, &mut builder)?;

@@ -47,7 +47,7 @@ pub struct Settings {
     pub minutes: Duration,
     /// The same of each hour.
     pub hours: Duration,
-    /// Of a shard's chunks, in bytes: beyond it the oldest go, raw ones first.
+    /// Of all chunks, in bytes: beyond it the oldest go, raw ones first. Each shard has an equal part.
     pub bytes: u64,
 }
 
@@ -58,8 +58,8 @@ impl Default for Settings {
             chunk_after: Duration::from_secs(600),
             raw: Duration::from_secs(2 * 86_400),
             minutes: Duration::from_secs(30 * 86_400),
-            hours: Duration::from_secs(730 * 86_400),
-            bytes: u64::MAX,
+            hours: Duration::from_secs(63_115_200),
+            bytes: 1 << 40,
         }
     }
 }
@@ -129,6 +129,7 @@ impl Metrics {
             keys,
             totals: Arc::clone(&totals),
             after: settings.chunk_after,
+            ending: Arc::default(),
         };
         let metrics = Self {
             writer,

@@ -220,6 +220,10 @@ impl Store {
         let slots = control::reads::slots(&control_reader)?;
         let count = slots.iter().max().map_or(1, |last| last + 1);
         let mut shards = Vec::with_capacity(usize::from(count));
+        let settings = Settings {
+            bytes: settings.bytes / u64::from(count),
+            ..settings
+        };
         let mut compactions = Vec::with_capacity(usize::from(count));
         let keys = KeyPool::new();
         for number in 0..count {
