@@ -91,7 +91,7 @@ async fn a_slow_disk_makes_agents_wait_and_nothing_else() {
             slowed
         };
         let credit = page::value(&page, "nexus_upload_credit_bytes", &[("lane", "results")]);
-        if credit.is_some_and(|credit| credit <= least) && slowed > 10.0 * usual {
+        if credit.is_some_and(|credit| credit <= least) && slowed > 3.0 * usual {
             break;
         }
         job.check().unwrap();

@@ -27,8 +27,8 @@ async fn the_sqlite3_shell_finds_every_file_whole() {
     for _ in 0..2 {
         let mut found = Vec::new();
         databases(fleet.collector.dir(), &mut found);
-        // A log and projections a shard, the same for the control log, and the audit chain.
-        assert_eq!(found.len(), 4 * 2 + 2 + 1, "{found:?}");
+        // A log, projections, head and chunks of metrics a shard, log and projections of the control log, the audit chain.
+        assert_eq!(found.len(), 4 * 4 + 2 + 1, "{found:?}");
         for path in found {
             let output = Command::new("sqlite3")
                 .arg("-readonly")
