@@ -33,7 +33,8 @@ async fn not_ready(fleet: &Fleet, why: &str) {
 }
 
 async fn ready(fleet: &Fleet) {
-    poll::until_ok("readiness", SOON, || async {
+    // What failed last and has had nothing to write since counts as failing for a minute.
+    poll::until_ok("readiness", 2 * SOON, || async {
         let page = fleet.page("/readyz").await;
         page.map_err(|fault| fault.to_string())
     })
