@@ -256,7 +256,6 @@ impl Parts {
             },
             keys: KeyPool::new(),
             intake: Arc::new(Semaphore::new(sessions::INTAKE_KIB)),
-            inventory: sessions::Turns::default(),
             tasks: tasks.clone(),
         });
         let operators = Arc::new(Operators {

@@ -1,10 +1,4 @@
 //! One lane's way up: spool → batches within the collector's credit → acks → the spool's cursor.
-//!
-//! A call's buffers grow with the largest batch it carried and stay so large until it ends. With thousands of agents
-//! that would be most of a collector's memory, so a call that carried a large batch ends once all of it is acked and
-//! nothing more has come for a while; the next record begins a new one.
-
-use std::time::Duration;
 
 use nexus_proto::{
     agent::v1::{self as wire, agent_client::AgentClient, upload_frame},
@@ -26,10 +20,6 @@ use crate::spool::SpoolError;
 const BATCH_BYTES: u64 = 128 * 1024;
 /// Batches that wait for the stream.
 const FRAMES: usize = 1;
-/// A batch beyond this is a large one.
-const LARGE: u64 = 16 * 1024;
-/// How long nothing has come when a call that carried a large batch ends.
-const REST: Duration = Duration::from_secs(5);
 
 /// Uploads a lane for as long as the session lives. A stream that breaks is begun anew.
 pub(super) async fn run(
@@ -39,33 +29,24 @@ pub(super) async fn run(
     channel: Channel,
 ) -> std::convert::Infallible {
     let mut backoff = Backoff::default();
-    // Those that have inventory to tell wait for each other at the collector.
-    if lane == Lane::Inventory && around.spool.last(lane) <= around.spool.acked(lane) {
-        around.spool.changed(lane).await;
-    }
     loop {
         let begun = around.clock.instant();
-        let ended = stream(around, session, lane, channel.clone()).await;
-        backoff.held(around.clock.instant().saturating_duration_since(begun));
-        let status = match ended {
-            Ok(()) => {
-                around.spool.changed(lane).await;
-                continue;
-            }
+        let status = match stream(around, session, lane, channel.clone()).await {
+            Ok(never) => match never {},
             Err(status) => status,
         };
+        backoff.held(around.clock.instant().saturating_duration_since(begun));
         tracing::debug!(%lane, reason = status.message(), "an upload broke off");
-        tokio::time::sleep(backoff.failed(Duration::ZERO, rand::random())).await;
+        tokio::time::sleep(backoff.failed(std::time::Duration::ZERO, rand::random())).await;
     }
 }
 
-/// Until there is nothing left to send, or it breaks.
 async fn stream(
     around: &Surroundings,
     session: SessionId,
     lane: Lane,
     channel: Channel,
-) -> Result<(), Status> {
+) -> Result<std::convert::Infallible, Status> {
     let (frames, outbound) = mpsc::channel(FRAMES);
     let open = wire::UploadOpen {
         session_id: session.to_wire(),
@@ -84,8 +65,6 @@ async fn stream(
     let mut window = Window::new(first.credit_bytes);
     let mut records = around.spool.upload(lane, first.seq);
     let mut all_sent = false;
-    let mut has_begun = false;
-    let mut is_large = false;
     loop {
         tokio::select! {
             ack = next(&mut acks) => {
@@ -94,9 +73,6 @@ async fn stream(
                 window.acked(ack.seq, ack.credit_bytes);
             }
             () = around.spool.changed(lane), if all_sent => all_sent = false,
-            () = tokio::time::sleep(REST), if all_sent && is_large && window.is_empty() => {
-                return Ok(());
-            }
             place = frames.reserve(), if !all_sent && window.room() > 0 => {
                 let place = place.map_err(|_| Status::unavailable("the stream ended"))?;
                 let room = usize::try_from(window.room().min(BATCH_BYTES)).unwrap_or(1);
@@ -108,11 +84,7 @@ async fn stream(
                     continue;
                 };
                 let bytes: usize = batch.iter().map(|(_, record)| record.len()).sum();
-                let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-                window.sent(*last, bytes);
-                // A stream of metrics begins with all its series: a new one would be as large.
-                is_large |= bytes > LARGE && (has_begun || lane != Lane::Metrics);
-                has_begun = true;
+                window.sent(*last, u64::try_from(bytes).unwrap_or(u64::MAX));
                 let records = batch.into_iter().map(|(_, record)| record).collect();
                 place.send(frame(upload_frame::Kind::Batch(wire::RecordBatch { records })));
             }

@@ -1,6 +1,9 @@
 //! Functions that our views ask for what of a node stands in memory and in no table: how far its metrics came.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use nexus_proto::ids::{Incarnation, NodeId};
 use rusqlite::{Connection, Error, functions::FunctionFlags};
@@ -18,6 +21,7 @@ pub(super) const SEQ: &str = "nexus_metrics_seq";
 pub(super) const RECORDS: &str = "nexus_metrics_records";
 
 pub(super) fn register(connection: &Connection, ask: &Arc<Ask>) -> rusqlite::Result<()> {
+    let ask = &asked_once(ask);
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_INNOCUOUS;
     let heard = Arc::clone(ask);
     connection.create_scalar_function(HEARD, 1, flags, move |context| {
@@ -35,6 +39,15 @@ pub(super) fn register(connection: &Connection, ask: &Arc<Ask>) -> rusqlite::Res
         })?;
     }
     Ok(())
+}
+
+/// More comes while a query runs: what it was told of a life once, it is told again, so that figures agree.
+fn asked_once(ask: &Arc<Ask>) -> Arc<Ask> {
+    let (ask, told) = (Arc::clone(ask), Mutex::new(HashMap::new()));
+    Arc::new(move |node, of| {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        *told.entry((node, of)).or_insert_with(|| ask(node, of))
+    })
 }
 
 fn node(bytes: &[u8]) -> rusqlite::Result<NodeId> {
