@@ -187,11 +187,18 @@ impl Reader {
             }
             return Ok(());
         }
-        self.last_seq = seq;
+        let before = std::mem::replace(&mut self.last_seq, seq);
         intake.records += 1;
         intake.bytes = intake.bytes.saturating_add(len);
         match outcome {
-            Ok(record) => {
+            Ok(mut record) => {
+                if let Body::Gap(gap) = &mut record.body {
+                    // A node that lost its cursor does not know what came through of what it lost.
+                    gap.first_seq = gap
+                        .first_seq
+                        .max(before.saturating_add(1))
+                        .min(gap.last_seq);
+                }
                 if let Some(job) = job_of(&record.body)
                     && intake.jobs.last() != Some(&job)
                 {
