@@ -1,4 +1,4 @@
-//! A real collector on free loopback ports.
+//! A real collector on ports of its own.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::{
     fault::{Fault, Outcome},
-    poll,
+    poll, port,
     process::{self, Process},
     programs::Programs,
 };
@@ -53,7 +53,7 @@ pub struct Collector {
 }
 
 /// Where it is reached: `host:port` each.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Endpoints {
     /// Of agents, UDP and TCP.
     pub agents: String,
@@ -71,12 +71,18 @@ impl Collector {
 
     /// The same elsewhere than on loopback.
     pub async fn create_at(place: Place, dir: &Path, settings: &[&str]) -> Outcome<Self> {
+        let address = || port::free().map(|port| format!("{}:{port}", place.host));
+        let endpoints = Endpoints {
+            agents: address()?,
+            operators: address()?,
+            metrics: address()?,
+        };
         let mut collector = Self {
             place,
             dir: dir.join("collector"),
             settings: settings.iter().map(|text| (*text).to_owned()).collect(),
             process: None,
-            endpoints: Endpoints::default(),
+            endpoints,
             code: String::new(),
         };
         let output = process::run(collector.command().await?.arg("init"), b"").await?;
@@ -96,7 +102,6 @@ impl Collector {
         let namespace = self.place.namespace.as_deref();
         let mut command = programs.command_within("nexus-collector", namespace);
         command.envs(self.place.env.iter().map(|(name, value)| (name, value)));
-        let free = format!("{}:0", self.place.host);
         command.arg("--config").arg(self.dir.with_extension("toml"));
         command.arg("--state-dir").arg(&self.dir);
         for (key, known) in [
@@ -104,8 +109,7 @@ impl Collector {
             ("operators.listen", &self.endpoints.operators),
             ("metrics.listen", &self.endpoints.metrics),
         ] {
-            let address = if known.is_empty() { &free } else { known };
-            command.arg("--set").arg(format!("{key}={address}"));
+            command.arg("--set").arg(format!("{key}={known}"));
         }
         for setting in &self.settings {
             command.arg("--set").arg(setting);
@@ -114,7 +118,7 @@ impl Collector {
         Ok(command)
     }
 
-    /// Starts it on the ports it had before, if it had any.
+    /// Starts it, on the same ports every time.
     pub async fn start(&mut self) -> Outcome {
         let written = self.dir.join("endpoints.json");
         drop(std::fs::remove_file(&written));

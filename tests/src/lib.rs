@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod hostile;
 pub mod page;
 pub mod poll;
+pub mod port;
 pub mod powercut;
 pub mod process;
 pub mod programs;

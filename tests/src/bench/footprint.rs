@@ -3,7 +3,7 @@
 mod churn;
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
 };
@@ -22,6 +22,7 @@ use crate::{
     fault::{Fault, Outcome},
     figure::Figure,
     fleet::Fleet,
+    port,
     process::Process,
     programs::Programs,
     relay::Relay,
@@ -223,8 +224,7 @@ struct Exporter {
 
 impl Exporter {
     fn start(dir: &Path) -> Outcome<Self> {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let address = free.map_err(Fault::io("find a free port"))?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()?));
         let mut command = Command::new("prometheus-node-exporter");
         command.arg(format!("--web.listen-address={address}"));
         let process = Process::start(&mut command, &dir.join("node_exporter.log"))?;

@@ -8,9 +8,7 @@ pub mod prometheus;
 pub mod salt;
 pub mod venv;
 
-use std::{net::TcpListener, path::PathBuf};
-
-use crate::fault::{Fault, Outcome};
+use std::path::PathBuf;
 
 /// Where they are kept that had to be installed: `nexus-bench` in the user's cache folder.
 #[must_use]
@@ -19,12 +17,4 @@ pub fn cache_folder() -> Option<PathBuf> {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let cache = given.filter(|dir| dir.is_absolute()).or_else(home)?;
     Some(cache.join("nexus-bench"))
-}
-
-/// A TCP port of loopback that was free a moment ago.
-fn free_port() -> Outcome<u16> {
-    let found = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    found
-        .map(|address| address.port())
-        .map_err(Fault::io("find a free port"))
 }

@@ -8,7 +8,7 @@ use std::{
 
 use nexus_tests::{
     fleet::{Fleet, SOON},
-    poll,
+    poll, port,
     process::Process,
 };
 
@@ -64,8 +64,7 @@ impl NodeExporter {
 
 /// A port nobody has now.
 pub(crate) fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    format!("127.0.0.1:{}", port::free().unwrap())
 }
 
 pub(crate) fn curl(address: &str, path: &str) -> Option<String> {

@@ -5,10 +5,10 @@ use std::{fs, path::Path, time::Duration};
 use rustix::process::{Signal, kill_process};
 use tokio::{net::TcpStream, process::Command, time::timeout};
 
-use super::{free_port, venv::Venv};
+use super::venv::Venv;
 use crate::{
     fault::{Fault, Outcome},
-    poll,
+    poll, port,
     process::Process,
     usage,
 };
@@ -43,7 +43,7 @@ impl Ansible {
                 return Err(Fault::new(format!("ssh-keygen: {said}")));
             }
         }
-        let port = free_port()?;
+        let port = port::free()?;
         let at = dir.display();
         let listen = (1..=hosts).map(|n| format!("ListenAddress 127.0.0.{n}:{port}\n"));
         let sshd = listen.collect::<String>()

@@ -9,12 +9,12 @@ use std::{
 use serde_json::{Map, Value, json};
 use tokio::{process::Command, time::sleep};
 
-use super::{exposition::Exposition, free_port};
+use super::exposition::Exposition;
 use crate::{
     bench::{Load, bytes_in, float},
     fault::{Fault, Outcome},
     figure::Figure,
-    page, poll,
+    page, poll, port,
     process::Process,
     scrape, usage,
 };
@@ -137,7 +137,7 @@ impl Prometheus {
         let file = dir.join("prometheus.yml");
         fs::write(&file, config).map_err(Fault::io(file.display()))?;
         let data = dir.join("data");
-        let address = format!("127.0.0.1:{}", free_port()?);
+        let address = format!("127.0.0.1:{}", port::free()?);
         let mut command = Command::new("prometheus");
         command
             .arg(format!("--config.file={}", file.display()))

@@ -4,10 +4,10 @@ use std::{fs, path::Path, time::Duration};
 
 use tokio::{process::Command, time::timeout};
 
-use super::{free_port, venv::Venv};
+use super::venv::Venv;
 use crate::{
     fault::{Fault, Outcome},
-    poll,
+    poll, port,
     process::Process,
 };
 
@@ -28,7 +28,7 @@ pub struct Salt {
 impl Salt {
     /// Starts them, and waits until all answer.
     pub async fn start(venv: &Venv, dir: &Path, minions: usize) -> Outcome<Self> {
-        let (publish, ret) = (free_port()?, free_port()?);
+        let (publish, ret) = (port::free()?, port::free()?);
         let master = format!(
             "interface: 127.0.0.1\npublish_port: {publish}\nret_port: {ret}\nauto_accept: True\nworker_threads: 5\n"
         );
