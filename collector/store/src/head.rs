@@ -77,6 +77,11 @@ impl Head {
         Ok(())
     }
 
+    /// Of the last row that was appended.
+    pub(crate) fn index(&self) -> i64 {
+        self.index
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -116,6 +116,7 @@ impl Metrics {
         let mut replay = Replay::new(keys.clone());
         file.resumes(|resume| take_up(resume, &mut replay, &mut known))?;
         live::load(&reader, &path, file.chunked()?, replay, &mut known)?;
+        known.note_all(head.index());
         drop(known);
         let writer = HeadWriter::start(head, Arc::clone(&memory), clock, settings.gather)?;
         let writer = Arc::new(writer);

@@ -42,6 +42,9 @@ pub(crate) struct Live {
 pub(crate) struct Memory {
     nodes: HashMap<NodeId, Live>,
     tails: HashMap<(NodeId, Incarnation), Tail>,
+    /// The last row of the head whose reports are known here. One that was appended a moment ago is there already, and
+    /// not known yet.
+    noted: i64,
 }
 
 /// Shared between a shard's writer and its readers.
@@ -81,6 +84,15 @@ impl Memory {
         if rows.last() != Some(&row) {
             rows.push(row);
         }
+    }
+
+    /// Reports of all rows up to this one are known.
+    pub(crate) fn note_all(&mut self, to: i64) {
+        self.noted = to;
+    }
+
+    pub(crate) fn noted(&self) -> i64 {
+        self.noted
     }
 
     /// Nodes with reports up to this row that stand in no chunk.

@@ -291,6 +291,7 @@ impl Core {
         for ((node, incarnation), tail) in tails {
             memory.set_tail(node, incarnation, tail);
         }
+        memory.note_all(index);
     }
 
     /// A disk that cannot give room back now can later: the rows stay until they are trimmed with those after them.
