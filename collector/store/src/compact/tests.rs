@@ -29,8 +29,7 @@ impl World {
         metrics::create(folder).unwrap();
         let settings = Settings::default();
         let clock = Clock::fixed(NOW);
-        let (metrics, compaction) =
-            Metrics::open(folder, clock, settings, KeyPool::new()).unwrap();
+        let (metrics, compaction) = Metrics::open(folder, clock, settings, KeyPool::new()).unwrap();
         Self {
             head: Head::open(&folder.join(metrics::HEAD)).unwrap(),
             _dir: dir,
