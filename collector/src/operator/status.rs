@@ -22,6 +22,7 @@ pub(crate) fn hinted(mut status: Status, hint: &str) -> Status {
 pub(crate) fn of_store(what: &str, error: &StoreError) -> Status {
     let code = match error {
         StoreError::Invalid(_) | StoreError::Query(_) => Code::InvalidArgument,
+        StoreError::TooMany(_) => Code::ResourceExhausted,
         StoreError::Deadline => Code::DeadlineExceeded,
         StoreError::Full(_)
         | StoreError::Unwritable(_)

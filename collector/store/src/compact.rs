@@ -40,6 +40,7 @@ use crate::{
         replay::Replay,
         writer::HeadWriter,
     },
+    health::Health,
     log,
     writer::chain,
 };
@@ -56,6 +57,10 @@ const GROUP_BYTES: i64 = 32 << 20;
 const UNPACKED: i64 = 4;
 /// A head that is larger is due, however young.
 const HEAD_BYTES: i64 = 1 << 30;
+/// Bytes of rows that one transaction takes, roughly. Each is read once for every group of nodes.
+pub(crate) const CUT_BYTES: i64 = 128 << 20;
+/// What failed is tried again after this long.
+const RETRY: Duration = Duration::from_secs(15);
 
 /// A shard's part.
 pub(crate) struct Compaction {
@@ -65,12 +70,23 @@ pub(crate) struct Compaction {
     pub(crate) writer: Arc<HeadWriter>,
     pub(crate) memory: Shared,
     pub(crate) keys: KeyPool,
+    pub(crate) health: Arc<Health>,
     /// What the file held when it was looked at last.
     pub(crate) totals: Arc<Mutex<Totals>>,
     /// How long reports wait.
     pub(crate) after: Duration,
+    /// Bytes of rows that are taken at once.
+    pub(crate) cut_bytes: i64,
     /// The store is being closed.
     pub(crate) ending: Arc<AtomicBool>,
+}
+
+/// What is brought into chunks at once.
+struct Cut {
+    /// The first and the last row: those after it, and up to it.
+    rows: (i64, i64),
+    /// Of those rows.
+    bytes: i64,
 }
 
 /// To be done at once, whatever is due.
@@ -133,31 +149,26 @@ impl Compactor {
 }
 
 fn run(mut shards: Vec<Compaction>, clock: &Clock, ordered: &Receiver<Order>) {
-    let mut failing = false;
     loop {
         match ordered.recv_timeout(LOOK) {
             Ok(order) => {
-                let all = shards
-                    .iter_mut()
-                    .try_for_each(|shard| shard.turn(clock.now(), true));
+                let mut first = Ok(());
+                for shard in &mut shards {
+                    first = first.and(shard.turn(clock, true));
+                }
                 // Whoever asked may be gone.
-                drop(order.send(all));
+                drop(order.send(first));
             }
             Err(RecvTimeoutError::Disconnected) => {
                 shards.into_iter().for_each(|shard| shard.file.close());
                 return;
             }
             Err(RecvTimeoutError::Timeout) => {
-                let mut failed = None;
                 for shard in &mut shards {
-                    if let Err(error) = shard.turn(clock.now(), false) {
-                        failed = Some((shard.path.display().to_string(), chain(&error)));
+                    if !shard.health.failed_within(clock.instant(), RETRY) {
+                        // What fails is told already, and tried again.
+                        drop(shard.turn(clock, false));
                     }
-                }
-                // Nothing is lost: the reports stay where they are, and it is tried again.
-                let told = std::mem::replace(&mut failing, failed.is_some());
-                if let Some((file, error)) = failed.filter(|_| !told) {
-                    tracing::error!(file, error, "metrics are not brought into chunks");
                 }
             }
         }
@@ -165,26 +176,62 @@ fn run(mut shards: Vec<Compaction>, clock: &Clock, ordered: &Receiver<Order>) {
 }
 
 impl Compaction {
-    fn turn(&mut self, now: Timestamp, whatever: bool) -> Result<(), StoreError> {
-        if let Some(cut) = self.due(now, whatever)? {
-            self.compact(cut, now)?;
+    /// Does what is due, each thing whether or not another fails: a disk that is full has room again once old chunks
+    /// are gone.
+    fn turn(&mut self, clock: &Clock, whatever: bool) -> Result<(), StoreError> {
+        let now = clock.now();
+        let compacted = self.compact_due(now, whatever);
+        let kept = self.keep(now);
+        let done = compacted.and(kept);
+        match &done {
+            Ok(()) => {
+                if self.health.worked() {
+                    tracing::info!(file = %self.path.display(), "metrics are brought into chunks again");
+                }
+            }
+            // Nothing is lost: the reports stay where they are.
+            Err(error) => {
+                let why = format!("metrics are not brought into chunks: {}", chain(error));
+                if self.health.failed(clock.instant(), &why) {
+                    tracing::error!(file = %self.path.display(), error = why, "metrics stay in the head");
+                }
+            }
         }
-        for _ in 0..STEPS {
-            if !self.file.step(now, Budget::default())?.worked() {
+        done
+    }
+
+    fn compact_due(&mut self, now: Timestamp, whatever: bool) -> Result<(), StoreError> {
+        let to = hold(&self.memory).noted();
+        while let Some(cut) = self.due(now, whatever, to)? {
+            if self.ending.load(Ordering::Relaxed) {
                 break;
+            }
+            self.compact(&cut, now)?;
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        let mut done = Ok(());
+        for _ in 0..STEPS {
+            match self.file.step(now, Budget::default()) {
+                Ok(stepped) if stepped.worked() => {}
+                stepped => {
+                    done = stepped.map(drop);
+                    break;
+                }
             }
         }
         let totals = self.file.totals()?;
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
-        Ok(())
+        done
     }
 
-    /// The last row of a head that is due. Of a row that the writer has not noted yet it is not known whose reports it
-    /// has: it waits for the next cut.
-    fn due(&self, now: Timestamp, whatever: bool) -> Result<Option<i64>, StoreError> {
+    /// The rows of a head that are due, none after `to`: of a row that the writer has not noted yet it is not known
+    /// whose reports it has.
+    fn due(&self, now: Timestamp, whatever: bool, to: i64) -> Result<Option<Cut>, StoreError> {
         let failed = || StoreError::sqlite("cannot read", &self.path);
         let chunked = self.file.chunked()?;
-        let cut = hold(&self.memory).noted();
         let (oldest, bytes): (Option<i64>, i64) = self
             .head
             .prepare_cached(
@@ -193,7 +240,7 @@ impl Compaction {
                      FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size())",
             )
             .and_then(|mut read| {
-                read.query_row([chunked, cut], |row| Ok((row.get(0)?, row.get(1)?)))
+                read.query_row([chunked, to], |row| Ok((row.get(0)?, row.get(1)?)))
             })
             .map_err(failed())?;
         let Some(oldest) = oldest else {
@@ -202,30 +249,48 @@ impl Compaction {
         // A clock that was set back must not keep them for long.
         let waited = now.as_ms().abs_diff(oldest);
         let old = waited >= u64::try_from(self.after.as_millis()).unwrap_or(u64::MAX);
-        Ok((whatever || old || bytes > HEAD_BYTES).then_some(cut))
+        if whatever || old || bytes > HEAD_BYTES {
+            self.cut((chunked, to)).map(Some).map_err(failed())
+        } else {
+            Ok(None)
+        }
     }
 
-    fn compact(&mut self, cut: i64, now: Timestamp) -> Result<(), StoreError> {
-        let chunked = self.file.chunked()?;
-        let mut nodes = hold(&self.memory).nodes_with_rows(cut);
+    /// As many of these rows as are taken at once.
+    fn cut(&self, (after, to): (i64, i64)) -> rusqlite::Result<Cut> {
+        let mut cut = Cut {
+            rows: (after, to),
+            bytes: 0,
+        };
+        let mut sizes = self.head.prepare_cached(
+            "SELECT idx, length(body) FROM head WHERE idx > ?1 AND idx <= ?2 ORDER BY idx",
+        )?;
+        let mut sizes = sizes.query([after, to])?;
+        while let Some(row) = sizes.next()? {
+            cut.bytes += row.get::<_, i64>(1)?;
+            if cut.bytes >= self.cut_bytes {
+                cut.rows.1 = row.get(0)?;
+                break;
+            }
+        }
+        Ok(cut)
+    }
+
+    fn compact(&mut self, cut: &Cut, now: Timestamp) -> Result<(), StoreError> {
+        let to = cut.rows.1;
+        let mut nodes = hold(&self.memory).nodes_with_rows(to);
         nodes.sort_unstable();
-        let bytes: i64 = self
-            .head
-            .prepare_cached(
-                "SELECT coalesce(sum(length(body)), 0) FROM head WHERE idx > ?1 AND idx <= ?2",
-            )
-            .and_then(|mut read| read.query_row([chunked, cut], |row| row.get(0)))
-            .map_err(StoreError::sqlite("cannot read", &self.path))?;
-        let groups = usize::try_from(bytes * UNPACKED / GROUP_BYTES).unwrap_or(usize::MAX);
+        let groups = usize::try_from(cut.bytes * UNPACKED / GROUP_BYTES).unwrap_or(usize::MAX);
         let size = nodes.len().div_ceil(groups.max(1)).max(1);
         let mut builder = Builder::new()?;
         let mut writing = self.file.begin(now)?;
         for group in nodes.chunks(size) {
             let mut rows: HashMap<NodeId, Vec<Row>> =
                 group.iter().map(|node| (*node, Vec::new())).collect();
-            gather(&self.head, &self.path, (chunked, cut), &mut rows)?;
+            let ending = || self.ending.load(Ordering::Relaxed);
+            gather(&self.head, &self.path, cut.rows, &mut rows, ending)?;
             for node in group {
-                if self.ending.load(Ordering::Relaxed) {
+                if ending() {
                     // Nothing of it is written: it is made when the store is open again.
                     return Ok(());
                 }
@@ -243,9 +308,9 @@ impl Compaction {
                 })?;
             }
         }
-        writing.commit(cut)?;
-        hold(&self.memory).forget_rows(cut);
-        self.writer.trim(cut)
+        writing.commit(to)?;
+        hold(&self.memory).forget_rows(to);
+        self.writer.trim(to)
     }
 }
 
@@ -255,8 +320,12 @@ fn gather(
     path: &std::path::Path,
     span: (i64, i64),
     wanted: &mut HashMap<NodeId, Vec<Row>>,
+    ending: impl Fn() -> bool,
 ) -> Result<(), StoreError> {
     head::rows(head, path, span, |row| {
+        if ending() {
+            return Ok(());
+        }
         let row = match row {
             Ok(row) => row,
             // It cannot be read later either.
@@ -303,7 +372,7 @@ fn chunks_of(
     let mut replay = Replay::new(keys.clone());
     let mut cursors = Vec::new();
     if let Some(resume) = resume {
-        replay.resume(node, &Newest::unpack(&resume.state)?)?;
+        replay.take_up(&resume)?;
         cursors = resume.cursors;
     }
     let mut newest: Option<(Incarnation, Timestamp, Record)> = None;
@@ -378,8 +447,12 @@ impl Newest {
             incarnation: self.incarnation.to_wire(),
             newest: Some(self.record),
         };
-        log::pack(&state.encode_to_vec(), log::ZSTD_LEVEL)
-            .map_err(|e| StoreError::corrupt("where a node's metrics stood", e))
+        let pack = || {
+            let mut zstd = zstd::bulk::Compressor::new(log::ZSTD_LEVEL)?;
+            zstd.include_checksum(true)?;
+            zstd.compress(&state.encode_to_vec())
+        };
+        pack().map_err(|e| StoreError::corrupt("where a node's metrics stood", e))
     }
 
     pub(crate) fn unpack(packed: &[u8]) -> Result<Self, StoreError> {

@@ -92,6 +92,9 @@ pub enum StoreError {
     /// The queue of a writer is full, or an entry is larger than the queue.
     #[error("the queue of {0} is full")]
     Full(&'static str),
+    /// An answer would be of more values than are read for one.
+    #[error("it is of more than {0} values")]
+    TooMany(usize),
     /// The store is closing.
     #[error("the store is closed")]
     Closed,

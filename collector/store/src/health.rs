@@ -55,6 +55,13 @@ impl Health {
             .map(|last| last.why.clone())
     }
 
+    /// Whether the last attempt failed less than that before `now`.
+    pub(crate) fn failed_within(&self, now: Instant, span: Duration) -> bool {
+        self.last()
+            .as_ref()
+            .is_some_and(|last| now.saturating_duration_since(last.at) < span)
+    }
+
     /// How many there were.
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)

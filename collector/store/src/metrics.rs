@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use crate::{
     StoreError,
     chunks::{self, Answer, Ask, Keep, MetricsFile, Resume, Samples, Totals},
-    compact::{Compaction, Newest as Stood},
+    compact::{CUT_BYTES, Compaction},
     db,
     entry::{Outcome, Reports},
     head::{
@@ -28,6 +28,7 @@ use crate::{
         replay::Replay,
         writer::HeadWriter,
     },
+    health::Health,
     rows::{Newest, Point},
     store::reading,
     writer::QueueDepth,
@@ -91,6 +92,8 @@ pub(crate) struct Metrics {
     chunks: Mutex<Connection>,
     memory: Shared,
     totals: Arc<Mutex<Totals>>,
+    /// Of what brings reports into chunks.
+    health: Arc<Health>,
 }
 
 impl Metrics {
@@ -121,6 +124,7 @@ impl Metrics {
         let writer = HeadWriter::start(head, Arc::clone(&memory), clock, settings.gather)?;
         let writer = Arc::new(writer);
         let totals = Arc::new(Mutex::new(file.totals()?));
+        let health = Arc::<Health>::default();
         let compaction = Compaction {
             file,
             head: db::open_reader(&path)?,
@@ -129,7 +133,9 @@ impl Metrics {
             memory: Arc::clone(&memory),
             keys,
             totals: Arc::clone(&totals),
+            health: Arc::clone(&health),
             after: settings.chunk_after,
+            cut_bytes: CUT_BYTES,
             ending: Arc::default(),
         };
         let metrics = Self {
@@ -139,6 +145,7 @@ impl Metrics {
             chunks: Mutex::new(db::open_reader(&folder.join(CHUNKS))?),
             memory,
             totals,
+            health,
         };
         Ok((metrics, compaction))
     }
@@ -186,7 +193,7 @@ impl Metrics {
         let mut replay = Replay::default();
         let (chunked, resume) = chunks::resume(&reading(&self.chunks), ask.node)?;
         if let Some(resume) = resume {
-            replay.resume(ask.node, &Stood::unpack(&resume.state)?)?;
+            replay.take_up(&resume)?;
         }
         for index in rows.into_iter().filter(|row| *row > chunked) {
             // The file is not held for longer than a row takes: others ask too.
@@ -249,7 +256,8 @@ impl Metrics {
     }
 
     pub(crate) fn failing(&self, now: Instant) -> Option<String> {
-        self.writer.failing(now)
+        let failing = self.writer.failing(now);
+        failing.or_else(|| self.health.failing(now))
     }
 
     pub(crate) fn close(&self) {
@@ -259,8 +267,6 @@ impl Metrics {
 
 /// What is known of a node from where it stood when its chunks were made.
 fn take_up(resume: Resume, replay: &mut Replay, memory: &mut Memory) -> Result<(), StoreError> {
-    let stood = Stood::unpack(&resume.state)?;
-    replay.resume(resume.node, &stood)?;
     for cursor in &resume.cursors {
         let tail = Tail {
             stream: 0,
@@ -270,6 +276,9 @@ fn take_up(resume: Resume, replay: &mut Replay, memory: &mut Memory) -> Result<(
         };
         memory.set_tail(resume.node, cursor.incarnation, tail);
     }
+    let Some(stood) = replay.take_up(&resume)? else {
+        return Ok(());
+    };
     let chain = replay.chains.get(&(resume.node, stood.incarnation));
     if let (Some(chain), Some(Body::Metrics(report))) = (chain, &stood.record.body) {
         let newest = Newest {

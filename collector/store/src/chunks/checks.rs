@@ -38,7 +38,7 @@ pub(crate) fn check_rollup(chunk: &[u8], series: usize) -> Result<(), ChunkError
 }
 
 pub(crate) fn check_keys(list: &[u8]) -> Result<(), ChunkError> {
-    keyset::read(list).map(drop)
+    keyset::read(list, None).map(drop)
 }
 
 /// `r`aw, `u`p or `k`eys.

@@ -12,7 +12,7 @@ use super::{
     Built, Key, WINDOW_MS, keyset,
     schema::{self, Resolution},
 };
-use crate::{StoreError, db};
+use crate::{StoreError, db, writer::chain};
 
 /// Rollups begin this long after their window ended: what was reported within it has been compacted by then.
 const GRACE_MS: i64 = 20 * 60 * 1000;
@@ -144,7 +144,17 @@ impl MetricsFile {
             .prepare("SELECT id, node, received_ms, resume FROM nodes ORDER BY id")?;
         let mut nodes = nodes.query([])?;
         while let Some(row) = nodes.next()? {
-            each(resumed(&self.connection, row)?)?;
+            match resumed(&self.connection, row) {
+                Ok(resume) => each(resume)?,
+                // The others are good.
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    tracing::error!(
+                        error = chain(&error),
+                        "metrics of a node are not gone on with"
+                    );
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -212,6 +222,13 @@ impl MetricsFile {
         Ok((self.pragma("freelist_count")?, self.pragma("page_count")?))
     }
 
+    /// As if the disk ended there.
+    #[cfg(test)]
+    pub(crate) fn bound_pages(&self, pages: i64) {
+        let bound = self.connection.pragma_update(None, "max_page_count", pages);
+        bound.expect("a bound of pages");
+    }
+
     fn pragma(&self, name: &str) -> Result<u64, StoreError> {
         let value = self
             .connection
@@ -249,8 +266,19 @@ fn resumed(connection: &Connection, row: &Row<'_>) -> Result<Resume, StoreError>
     let mut found = found.query([row.get::<_, i64>(0)?])?;
     let mut cursors = Vec::new();
     while let Some(row) = found.next()? {
+        let incarnation = match Incarnation::from_wire(blob(row, 0)?).map_err(damaged) {
+            Ok(incarnation) => incarnation,
+            // That life begins anew, the others do not.
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "it is not known how far a node's metrics came"
+                );
+                continue;
+            }
+        };
         cursors.push(Cursor {
-            incarnation: Incarnation::from_wire(blob(row, 0)?).map_err(damaged)?,
+            incarnation,
             seq: unsigned(row.get(1)?),
             records: unsigned(row.get(2)?),
         });
@@ -464,7 +492,7 @@ impl Keysets {
 
     fn id_of(&mut self, tx: &Connection, keys: &[Key]) -> Result<i64, StoreError> {
         let list = keyset::write(keys);
-        let hash = *blake3::hash(&list).as_bytes();
+        let hash = keyset::hash(&list);
         if let Some(id) = self.known.get(&hash) {
             return Ok(*id);
         }
@@ -498,10 +526,12 @@ impl Keysets {
     /// Removes those that no chunk names any more.
     fn write_uses(&mut self, tx: &Connection) -> Result<(), StoreError> {
         for (keyset, times) in self.uses.drain() {
-            let left: i64 = tx
+            let left: Option<i64> = tx
                 .prepare_cached("UPDATE keysets SET uses = uses + ?2 WHERE id = ?1 RETURNING uses")?
-                .query_row(params![keyset, times], |row| row.get(0))?;
-            if left <= 0 {
+                .query_row(params![keyset, times], |row| row.get(0))
+                .optional()?;
+            // One that is lost already is not to be removed.
+            if left.is_some_and(|left| left <= 0) {
                 tx.prepare_cached("DELETE FROM keysets WHERE id = ?1")?
                     .execute([keyset])?;
                 self.known.retain(|_, id| *id != keyset);

@@ -53,12 +53,15 @@ struct Chunk {
 }
 
 impl MetricsFile {
-    /// Does some of what is due, in one transaction at most for each thing.
+    /// Does some of what is due, in one transaction at most for each thing. None of them waits for another that fails.
     pub(crate) fn step(&mut self, now: Timestamp, budget: Budget) -> Result<Stepped, StoreError> {
+        let windows = self.roll(now, budget.windows);
+        let chunks = self.remove_old(now, budget.chunks);
+        let pages = self.give_back(budget.pages);
         Ok(Stepped {
-            windows: self.roll(now, budget.windows)?,
-            chunks: self.remove_old(now, budget.chunks)?,
-            pages: self.give_back(budget.pages)?,
+            windows: windows?,
+            chunks: chunks?,
+            pages: pages?,
         })
     }
 

@@ -55,8 +55,13 @@ pub(super) fn pack(list: &[u8]) -> Result<Vec<u8>, ChunkError> {
     Ok(out)
 }
 
-/// Undoes both.
-pub(super) fn read(stored: &[u8]) -> Result<Vec<Key>, ChunkError> {
+/// By what a list is known.
+pub(super) fn hash(list: &[u8]) -> [u8; 32] {
+    *blake3::hash(list).as_bytes()
+}
+
+/// Undoes both. With a hash the list must be the one that has it.
+pub(super) fn read(stored: &[u8], hashed: Option<[u8; 32]>) -> Result<Vec<Key>, ChunkError> {
     let mut bytes = Bytes(stored);
     match bytes.byte()? {
         VERSION => {}
@@ -64,6 +69,9 @@ pub(super) fn read(stored: &[u8]) -> Result<Vec<Key>, ChunkError> {
     }
     let length = bytes.size("bytes of keys", BYTES)?;
     let list = bulk::decompress(bytes.0, length).map_err(ChunkError::Zstd)?;
+    if hashed.is_some_and(|hashed| hash(&list) != hashed) {
+        return Err(ChunkError::Damaged("it is not what was written"));
+    }
     let mut bytes = Bytes(&list);
     let mut keys = Vec::new();
     for _ in 0..bytes.size("series", limits::CHUNK_SERIES)? {

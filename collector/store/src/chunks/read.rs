@@ -17,7 +17,7 @@ use super::{
     rolled::{Lines, Roller, window},
     schema::Resolution,
 };
-use crate::StoreError;
+use crate::{StoreError, writer::chain};
 
 /// Which points are wanted.
 #[derive(Debug, Clone)]
@@ -106,24 +106,19 @@ pub(crate) fn points(
     let span = (window(ask.from.as_ms(), length), ask.to.as_ms());
     let mut lines = Lines::new();
     let mut samples = Samples::new();
+    let wants = |key: &Key| ask.wants(key);
+    let mut reading = Reading::some(&wants, usize::MAX);
     // What is not rolled up yet is rolled up here.
     let mut after = i64::MIN;
     if let Some(number) = number {
         let of = (number, ask.node);
         if resolution != Resolution::Raw {
-            rolled_points(
-                &read,
-                of,
-                resolution,
-                span,
-                |key| ask.wants(key),
-                &mut lines,
-            )?;
+            rolled_points(&read, of, resolution, span, &mut reading, &mut lines)?;
             after = last_of(&read, number, resolution)?
                 .map_or(i64::MIN, |last| last.saturating_add(length));
         }
         let span = (span.0.max(after), span.1);
-        samples = raw_samples(&read, of, span, |key| ask.wants(key))?;
+        samples = raw_samples(&read, of, span, &mut reading)?;
     }
     for (key, values) in head {
         if ask.wants(&key) {
@@ -219,12 +214,68 @@ pub(super) fn in_order(values: &mut Vec<(i64, f64)>) {
     }
 }
 
+/// How chunks are read: which series of them, and how many values at most.
+pub(super) struct Reading<'a> {
+    wanted: &'a dyn Fn(&Key) -> bool,
+    /// How many more there may be.
+    left: usize,
+    /// How many there may be.
+    most: usize,
+    /// One that is damaged is told of and passed over. Else it is an error.
+    passes_over: bool,
+}
+
+impl<'a> Reading<'a> {
+    /// Fails at what is damaged, and at more values than that.
+    pub(super) fn some(wanted: &'a dyn Fn(&Key) -> bool, most: usize) -> Self {
+        Self {
+            wanted,
+            left: most,
+            most,
+            passes_over: false,
+        }
+    }
+
+    /// All that can be read.
+    pub(super) fn all() -> Self {
+        Self {
+            wanted: &|_| true,
+            left: usize::MAX,
+            most: usize::MAX,
+            passes_over: true,
+        }
+    }
+
+    pub(super) fn wants(&self, key: &Key) -> bool {
+        (self.wanted)(key)
+    }
+
+    /// Counts values that are about to be held.
+    pub(super) fn count(&mut self, values: usize) -> Result<(), StoreError> {
+        let left = self.left.checked_sub(values);
+        self.left = left.ok_or(StoreError::TooMany(self.most))?;
+        Ok(())
+    }
+
+    /// What was read of a chunk; `None` if it is damaged and can be passed over.
+    pub(super) fn readable<T>(&self, read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match read {
+            Ok(read) => Ok(Some(read)),
+            Err(error @ StoreError::Corrupt { .. }) if self.passes_over => {
+                tracing::error!(error = chain(&error), "metrics are lost");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// What raw chunks have between two times, both included.
 pub(super) fn raw_samples(
     connection: &Connection,
     (number, node): (i64, NodeId),
     (from, to): (i64, i64),
-    wanted: impl Fn(&Key) -> bool,
+    reading: &mut Reading<'_>,
 ) -> Result<Samples, StoreError> {
     let mut samples = Samples::new();
     let mut keys = KeyLists::default();
@@ -234,12 +285,15 @@ pub(super) fn raw_samples(
     )?;
     let mut chunks = chunks.query(params![number, from, to])?;
     while let Some(row) = chunks.next()? {
-        let keys = keys.get(connection, row.get(1)?)?;
-        let wanted: Vec<bool> = keys.iter().map(&wanted).collect();
+        let list = keys.get(connection, row.get(1)?);
+        let Some(keys) = reading.readable(list)? else {
+            continue;
+        };
+        let wanted: Vec<bool> = keys.iter().map(|key| reading.wants(key)).collect();
         if !wanted.contains(&true) {
             continue;
         }
-        let reports = unpacker
+        let read = unpacker
             .unpack(Kind::Raw, blob(row, 2)?)
             .and_then(|body| {
                 let wanted = |index: usize| wanted.get(index) == Some(&true);
@@ -248,12 +302,18 @@ pub(super) fn raw_samples(
             .map_err(|e| {
                 let id: i64 = row.get(0).unwrap_or_default();
                 StoreError::corrupt(&format!("chunk {id} of raw metrics of node {node}"), e)
-            })?;
+            });
+        let Some(reports) = reading.readable(read)? else {
+            continue;
+        };
         for series in &reports.series {
             if let Some(key) = keys.get(series.index) {
                 let found = reports.points(series);
                 let found = found.filter(|(time, _)| (from..=to).contains(time));
-                samples.entry(key.clone()).or_default().extend(found);
+                let values = samples.entry(key.clone()).or_default();
+                let before = values.len();
+                values.extend(found);
+                reading.count(values.len() - before)?;
             }
         }
     }
@@ -267,16 +327,17 @@ pub(super) struct KeyLists(HashMap<i64, Vec<Key>>);
 impl KeyLists {
     pub(super) fn get(&mut self, connection: &Connection, id: i64) -> Result<&[Key], StoreError> {
         if let std::collections::hash_map::Entry::Vacant(vacant) = self.0.entry(id) {
-            let body: Option<Vec<u8>> = connection
-                .prepare_cached("SELECT body FROM keysets WHERE id = ?1")?
-                .query_row([id], |row| row.get(0))
+            let list: Option<([u8; 32], Vec<u8>)> = connection
+                .prepare_cached("SELECT hash, body FROM keysets WHERE id = ?1")?
+                .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
                 .optional()?;
             let what = || format!("list {id} of series");
-            let body = body.ok_or_else(|| StoreError::Corrupt {
+            let (hash, body) = list.ok_or_else(|| StoreError::Corrupt {
                 what: what(),
                 source: None,
             })?;
-            vacant.insert(keyset::read(&body).map_err(|e| StoreError::corrupt(&what(), e))?);
+            let keys = keyset::read(&body, Some(hash));
+            vacant.insert(keys.map_err(|e| StoreError::corrupt(&what(), e))?);
         }
         Ok(self.0.get(&id).map(Vec::as_slice).unwrap_or_default())
     }

@@ -9,14 +9,14 @@ use nexus_proto::{ids::NodeId, time::Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{
-    DAY_MS, HOUR_MS, Key, MINUTE_MS, WINDOW_MS,
+    Built, DAY_MS, HOUR_MS, Key, MINUTE_MS, WINDOW_MS,
     file::{MetricsFile, Writing, blob},
     raw::{Kind, Packer, Unpacker},
-    read::{self, KeyLists},
+    read::{self, KeyLists, Reading},
     rolled::{self, Lines, Roller, window},
     schema::Resolution,
 };
-use crate::StoreError;
+use crate::{StoreError, writer::chain};
 
 /// Samples that are held in memory at the same time.
 const SAMPLES: i64 = 1_000_000;
@@ -121,35 +121,27 @@ impl Work {
 
     fn roll(&mut self, writing: &mut Writing<'_>, due: Due) -> Result<(), StoreError> {
         let (resolution, start) = (due.resolution, due.window);
-        let end = start.saturating_add(resolution.window() - 1);
-        let node = node_id(&writing.tx, due.node)?;
-        let of = (due.node, node);
-        let mut lines = match resolution {
-            Resolution::Hour => hours(&writing.tx, of, (start, end))?,
-            _ => minutes(&writing.tx, of, (start, end))?,
-        };
-        let old = chunks_of(&writing.tx, due.node, resolution, (start, end))?;
-        if !old.is_empty() {
-            let mut known = Lines::new();
-            rolled_points(
-                &writing.tx,
-                of,
-                resolution,
-                (start, end),
-                |_| true,
-                &mut known,
-            )?;
-            let late = keep_known(&mut lines, known);
-            writing.count("late", usize::try_from(late).unwrap_or(usize::MAX));
-        }
-        for id in old {
-            writing.remove(resolution, id)?;
-        }
-        for built in rolled::build(&mut self.packer, &lines, resolution.length())? {
-            writing.insert(resolution, due.node, writing.now, &built)?;
-        }
-        if resolution == Resolution::Minute {
-            writing.mark(due.node, Resolution::Hour, window(start, DAY_MS), DAY_MS)?;
+        match self.make(writing, due) {
+            Ok(made) => {
+                for id in made.instead_of {
+                    writing.remove(resolution, id)?;
+                }
+                for built in made.chunks {
+                    writing.insert(resolution, due.node, writing.now, &built)?;
+                }
+                writing.count("late", usize::try_from(made.late).unwrap_or(usize::MAX));
+                if resolution == Resolution::Minute {
+                    writing.mark(due.node, Resolution::Hour, window(start, DAY_MS), DAY_MS)?;
+                }
+            }
+            // It would be so the next time too, and whatever is due after it would wait for good.
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "a window of metrics is not rolled up"
+                );
+            }
+            Err(error) => return Err(error),
         }
         writing
             .tx
@@ -159,6 +151,41 @@ impl Work {
             .execute(params![due.node, resolution.number(), start])?;
         Ok(())
     }
+
+    /// Makes the chunks of a window, and writes nothing.
+    fn make(&mut self, writing: &Writing<'_>, due: Due) -> Result<Made, StoreError> {
+        let (tx, resolution) = (&writing.tx, due.resolution);
+        let span = (
+            due.window,
+            due.window.saturating_add(resolution.window() - 1),
+        );
+        let of = (due.node, node_id(tx, due.node)?);
+        let mut lines = match resolution {
+            Resolution::Hour => hours(tx, of, span)?,
+            _ => minutes(tx, of, span)?,
+        };
+        let instead_of = chunks_of(tx, due.node, resolution, span)?;
+        let mut late = 0;
+        if !instead_of.is_empty() {
+            let mut known = Lines::new();
+            rolled_points(tx, of, resolution, span, &mut Reading::all(), &mut known)?;
+            late = keep_known(&mut lines, known);
+        }
+        Ok(Made {
+            chunks: rolled::build(&mut self.packer, &lines, resolution.length())?,
+            instead_of,
+            late,
+        })
+    }
+}
+
+/// What a window comes to.
+struct Made {
+    chunks: Vec<Built>,
+    /// Those that were there.
+    instead_of: Vec<i64>,
+    /// Samples that came too late.
+    late: u64,
 }
 
 fn node_id(tx: &Connection, number: i64) -> Result<NodeId, StoreError> {
@@ -189,7 +216,7 @@ fn minutes(
     let mut from = start;
     while from <= end {
         let to = from.saturating_add(piece - 1).min(end);
-        for (key, mut values) in read::raw_samples(tx, of, (from, to), |_| true)? {
+        for (key, mut values) in read::raw_samples(tx, of, (from, to), &mut Reading::all())? {
             read::in_order(&mut values);
             let mut roller = Roller::new(MINUTE_MS, key.1, previous.get(&key).copied());
             for (time, value) in values {
@@ -223,7 +250,14 @@ fn last_before(
     let mut lines = Lines::new();
     if let Some(span) = before {
         let of = (number, node);
-        rolled_points(tx, of, Resolution::Minute, span, |_| true, &mut lines)?;
+        rolled_points(
+            tx,
+            of,
+            Resolution::Minute,
+            span,
+            &mut Reading::all(),
+            &mut lines,
+        )?;
     }
     let last = |points: Vec<super::Point>| {
         let values = points.into_iter().rev().map(|point| point.last);
@@ -238,7 +272,14 @@ fn last_before(
 /// Points of hours from those of minutes.
 fn hours(tx: &Connection, of: (i64, NodeId), span: (i64, i64)) -> Result<Lines, StoreError> {
     let mut lines = Lines::new();
-    rolled_points(tx, of, Resolution::Minute, span, |_| true, &mut lines)?;
+    rolled_points(
+        tx,
+        of,
+        Resolution::Minute,
+        span,
+        &mut Reading::all(),
+        &mut lines,
+    )?;
     for ((_, kind), points) in &mut lines {
         let mut roller = Roller::new(HOUR_MS, *kind, None);
         for point in std::mem::take(points) {
@@ -294,7 +335,7 @@ pub(super) fn rolled_points(
     (number, node): (i64, NodeId),
     resolution: Resolution,
     (from, to): (i64, i64),
-    wanted: impl Fn(&Key) -> bool,
+    reading: &mut Reading<'_>,
     lines: &mut Lines,
 ) -> Result<(), StoreError> {
     let mut keys = KeyLists::default();
@@ -307,20 +348,29 @@ pub(super) fn rolled_points(
     let mut chunks = connection.prepare_cached(&sql)?;
     let mut chunks = chunks.query([number, from, to])?;
     while let Some(row) = chunks.next()? {
-        let keys = keys.get(connection, row.get(1)?)?;
-        let wanted = |index: usize| keys.get(index).is_some_and(&wanted);
-        let series = unpacker
+        let list = keys.get(connection, row.get(1)?);
+        let Some(keys) = reading.readable(list)? else {
+            continue;
+        };
+        let wanted: Vec<bool> = keys.iter().map(|key| reading.wants(key)).collect();
+        if !wanted.contains(&true) {
+            continue;
+        }
+        let read = unpacker
             .unpack(Kind::Rollup, blob(row, 2)?)
-            .and_then(|body| rolled::read(body, keys, wanted))
+            .and_then(|body| rolled::read(body, keys, |index| wanted.get(index) == Some(&true)))
             .map_err(|e| {
                 let id: i64 = row.get(0).unwrap_or_default();
                 StoreError::corrupt(&format!("chunk {id} of {table} of node {node}"), e)
-            })?;
-        for (index, points) in series {
+            });
+        for (index, points) in reading.readable(read)?.into_iter().flatten() {
             if let Some(key) = keys.get(index) {
                 let spans = |time: Timestamp| (from..=to).contains(&time.as_ms());
                 let points = points.into_iter().filter(|point| spans(point.time));
-                lines.entry(key.clone()).or_default().extend(points);
+                let line = lines.entry(key.clone()).or_default();
+                let before = line.len();
+                line.extend(points);
+                reading.count(line.len() - before)?;
             }
         }
     }

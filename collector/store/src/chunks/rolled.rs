@@ -97,29 +97,52 @@ pub(super) fn window(time: i64, length: i64) -> i64 {
     time.div_euclid(length).saturating_mul(length)
 }
 
+/// A series and its points.
+type Entry<'a> = (&'a Key, &'a Vec<Point>);
+
 /// Makes chunks of points that are so far apart; more than one where limits ask for it.
 pub(super) fn build(
     packer: &mut Packer,
     lines: &Lines,
     length: i64,
 ) -> Result<Vec<Built>, ChunkError> {
-    let times: BTreeSet<i64> = lines
-        .values()
-        .flatten()
-        .map(|point| point.time.as_ms())
-        .collect();
-    let times: Vec<i64> = times.into_iter().collect();
-    let most = limits::CHUNK_CELLS / (FIELDS * lines.len().max(1));
     let mut built = Vec::new();
-    for times in times.chunks(most.clamp(1, limits::CHUNK_REPORTS)) {
-        built.extend(build_one(packer, lines, times, length)?);
+    for lines in groups(lines) {
+        let points = lines.iter().flat_map(|(_, points)| points.iter());
+        let times: BTreeSet<i64> = points.map(|point| point.time.as_ms()).collect();
+        let times: Vec<i64> = times.into_iter().collect();
+        let most = limits::CHUNK_CELLS / (FIELDS * lines.len().max(1));
+        for times in times.chunks(most.clamp(1, limits::CHUNK_REPORTS)) {
+            built.extend(build_one(packer, &lines, times, length)?);
+        }
     }
     Ok(built)
 }
 
+/// The series by as many as one chunk may have.
+fn groups(lines: &Lines) -> Vec<Vec<Entry<'_>>> {
+    let mut groups: Vec<Vec<Entry<'_>>> = Vec::new();
+    let mut bytes = 0;
+    for entry in lines {
+        bytes += entry.0.0.bytes();
+        match groups.last_mut() {
+            Some(group)
+                if group.len() < limits::CHUNK_SERIES && bytes <= limits::CHUNK_KEY_BYTES =>
+            {
+                group.push(entry);
+            }
+            _ => {
+                bytes = entry.0.0.bytes();
+                groups.push(vec![entry]);
+            }
+        }
+    }
+    groups
+}
+
 fn build_one(
     packer: &mut Packer,
-    lines: &Lines,
+    lines: &[Entry<'_>],
     times: &[i64],
     length: i64,
 ) -> Result<Option<Built>, ChunkError> {
@@ -142,7 +165,7 @@ fn build_one(
         }
         push(&mut columns, points);
         samples += points.iter().map(|point| point.count).sum::<u64>();
-        keys.push(key.clone());
+        keys.push((*key).clone());
     }
     let interval = u32::try_from(length).unwrap_or(u32::MAX);
     let windows: Vec<(i64, u32)> = times.iter().map(|time| (*time, interval)).collect();

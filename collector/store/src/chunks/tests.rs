@@ -168,10 +168,10 @@ proptest! {
 fn a_list_of_series_reads_the_same_and_nothing_else_does() {
     let keys: Vec<Key> = (0..500).map(key).collect();
     let stored = keyset::pack(&keyset::write(&keys)).unwrap();
-    assert_eq!(keyset::read(&stored).unwrap(), keys);
+    assert_eq!(keyset::read(&stored, None).unwrap(), keys);
     assert!(stored.len() < 4000, "{}", stored.len());
-    assert!(keyset::read(&stored[..stored.len() - 1]).is_err());
-    assert!(keyset::read(&[2, 0]).is_err());
+    assert!(keyset::read(&stored[..stored.len() - 1], None).is_err());
+    assert!(keyset::read(&[2, 0], None).is_err());
 }
 
 #[test]

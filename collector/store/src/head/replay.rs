@@ -12,7 +12,7 @@ use nexus_proto::{
 use prost::Message as _;
 
 use super::Row;
-use crate::{StoreError, compact::Newest, writer::chain};
+use crate::{StoreError, chunks::Resume, compact::Newest, writer::chain};
 
 /// Where a node's chain of reports stands.
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ impl Replay {
     }
 
     /// Puts a chain where it stood after a report.
-    pub(crate) fn resume(&mut self, node: NodeId, newest: &Newest) -> Result<(), StoreError> {
+    fn resume(&mut self, node: NodeId, newest: &Newest) -> Result<(), StoreError> {
         let mut decoder = Decoder::pooled(self.keys.clone());
         if let Some(Body::Metrics(report)) = &newest.record.body {
             decoder
@@ -64,6 +64,21 @@ impl Replay {
         let of = (node, newest.incarnation);
         self.chains.insert(of, Chain { decoder, seq });
         Ok(())
+    }
+
+    /// Puts the chain of a node where its chunks end. A state that is damaged is told of, and `None`: nothing more is
+    /// known of the node until its next key frame.
+    pub(crate) fn take_up(&mut self, resume: &Resume) -> Result<Option<Newest>, StoreError> {
+        let stood = Newest::unpack(&resume.state);
+        match stood.and_then(|stood| self.resume(resume.node, &stood).map(|()| stood)) {
+            Ok(stood) => Ok(Some(stood)),
+            Err(error @ StoreError::Corrupt { .. }) => {
+                let node = resume.node;
+                tracing::error!(%node, error = chain(&error), "metrics go on at the next key frame");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes in those reports of a row that `wanted` names.
