@@ -27,6 +27,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".")
+        .codec_path("crate::codec::Codec")
+        // A queue has room for dozens of frames from the start: what is large and rare stands beside it.
+        .boxed(".nexus.agent.v1.AgentFrame.kind.hello")
+        .boxed(".nexus.agent.v1.CollectorFrame.kind.welcome")
+        .boxed(".nexus.agent.v1.CollectorFrame.kind.dispatch")
+        .boxed(".nexus.agent.v1.CollectorFrame.kind.trust")
         // Errors and logs print what they have: these show no secret (src/secret.rs).
         .skip_debug([
             ".nexus.operator.v1.LoginRequest",

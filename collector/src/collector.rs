@@ -256,6 +256,7 @@ impl Parts {
             },
             keys: KeyPool::new(),
             intake: Arc::new(Semaphore::new(sessions::INTAKE_KIB)),
+            inventory: sessions::Turns::default(),
             tasks: tasks.clone(),
         });
         let operators = Arc::new(Operators {

@@ -41,6 +41,31 @@ pub(crate) struct Limits {
 /// Memory of records that are decoded and not stored yet, over all sessions, in KiB.
 pub(crate) const INTAKE_KIB: usize = 64 * 1024;
 
+/// Uploads of inventory that may send at the same time.
+const INVENTORY_UPLOADS: usize = 64;
+/// Of the processors, the part that keeps inventory at most.
+const INVENTORY_SHARE: usize = 4;
+
+/// Inventory takes turns. A node that joins tells all of its own, which costs more than everything else about joining:
+/// a crowd that did so at once would take memory for all of it, and keep Hellos and metrics waiting behind it.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    /// For sending.
+    pub(crate) sending: Arc<Semaphore>,
+    /// For being stored, what was read of one frame at a time.
+    pub(crate) storing: Semaphore,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            sending: Arc::new(Semaphore::new(INVENTORY_UPLOADS)),
+            storing: Semaphore::new((processors / INVENTORY_SHARE).max(1)),
+        }
+    }
+}
+
 /// What sessions are made of.
 #[derive(Debug)]
 pub(crate) struct Sessions {
@@ -57,6 +82,8 @@ pub(crate) struct Sessions {
     pub(crate) keys: KeyPool,
     /// Permits of one KiB of [`INTAKE_KIB`].
     pub(crate) intake: Arc<Semaphore>,
+    /// Who may send inventory, and whose may be in the store's hands.
+    pub(crate) inventory: Turns,
     /// Ends when the collector takes no more.
     pub(crate) tasks: Tasks,
 }

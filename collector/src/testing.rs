@@ -91,6 +91,8 @@ pub(crate) struct Collector {
     pub(crate) authority: Arc<Authority>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) code: OperatorCode,
+    /// Who may send inventory.
+    pub(crate) turns: Arc<tokio::sync::Semaphore>,
     sessions: crate::sessions::service::Server,
     enrolment: crate::enrolment::service::Server,
     operators: crate::operator::service::Server,
@@ -161,6 +163,7 @@ impl Collector {
             authority,
             registry: parts.registry,
             code,
+            turns: Arc::clone(&parts.sessions.inventory.sending),
             sessions: parts.sessions.server(),
             enrolment: parts.enrolment.server(),
             operators: parts.operators.server(),
@@ -436,7 +439,7 @@ impl Link {
     pub(crate) async fn dispatch(&mut self) -> wire::Dispatch {
         loop {
             match self.next().await {
-                Some(wire::collector_frame::Kind::Dispatch(dispatch)) => return dispatch,
+                Some(wire::collector_frame::Kind::Dispatch(dispatch)) => return *dispatch,
                 Some(_) => {}
                 None => panic!("the session ended"),
             }
@@ -471,7 +474,7 @@ impl Agent {
             ..wire::Hello::default()
         };
         to.send(wire::AgentFrame {
-            kind: Some(wire::agent_frame::Kind::Hello(hello)),
+            kind: Some(wire::agent_frame::Kind::Hello(Box::new(hello))),
         })
         .await
         .unwrap();

@@ -6,6 +6,7 @@ mod ports;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use nexus_proto::{
     agent::v1::{self as wire, collector_frame::Kind},
     ids::Lane,
@@ -42,6 +43,29 @@ async fn enrolled(collector: &Collector, count: u32) -> Vec<Agent> {
         );
     }
     agents
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_do_not_wait_while_a_crowd_tells_its_inventory() {
+    let collector = Collector::start();
+    let mut agent = enrolled(&collector, 1).await.remove(0);
+    let mut link = agent.connect(&collector).await;
+    let session = welcomed(&mut link).await;
+    let all = u32::try_from(collector.turns.available_permits()).unwrap();
+    let crowd = collector.turns.acquire_many(all).await.unwrap();
+    let (_to, mut acks) = agent
+        .open_upload(&collector, &session, Lane::Inventory)
+        .await;
+    agent
+        .upload(&collector, &session, Lane::Metrics, vec![report(0.5)])
+        .await;
+    assert!(
+        acks.message().now_or_never().is_none(),
+        "it has no turn yet"
+    );
+    drop(crowd);
+    let first = tokio::time::timeout(PATIENCE, acks.message()).await;
+    assert_eq!(first.unwrap().unwrap().unwrap().seq, 0);
 }
 
 fn many_series(value: f64) -> Body {

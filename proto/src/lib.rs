@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod codec;
 pub mod ids;
 pub mod inventory;
 pub mod job;

@@ -177,7 +177,7 @@ impl Agent for Service {
                 session_id: SessionId::random().to_wire(),
                 ..wire::Welcome::default()
             };
-            let kind = Some(Kind::Welcome(welcome));
+            let kind = Some(Kind::Welcome(Box::new(welcome)));
             if out.send(Ok(wire::CollectorFrame { kind })).await.is_err() {
                 return;
             }

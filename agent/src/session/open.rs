@@ -121,7 +121,7 @@ pub(super) async fn open(around: &Surroundings, connection: Connection) -> Resul
     let granted = hello.dispatch_credit;
     let (outbound, frames) = mpsc::channel(FRAMES);
     // There is room for the first frame.
-    let first = agent_frame::Kind::Hello(hello);
+    let first = agent_frame::Kind::Hello(Box::new(hello));
     outbound
         .send(wire::AgentFrame { kind: Some(first) })
         .await

@@ -114,6 +114,11 @@ impl Window {
         self.credit.saturating_sub(self.in_flight)
     }
 
+    /// Whether everything sent is committed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
     /// A batch whose last record is `seq` was sent.
     pub(super) fn sent(&mut self, seq: u64, bytes: u64) {
         self.in_flight = self.in_flight.saturating_add(bytes);
@@ -197,7 +202,9 @@ mod tests {
         assert_eq!(window.room(), 0);
         window.acked(4, 100);
         assert_eq!(window.room(), 30);
+        assert!(!window.is_empty());
         window.acked(5, 10);
         assert_eq!(window.room(), 10);
+        assert!(window.is_empty());
     }
 }

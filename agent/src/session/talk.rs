@@ -157,7 +157,7 @@ impl Control<'_> {
                 Ok(job) => around.runs.cancel(job, &cancel.reason),
                 Err(error) => tracing::warn!(%error, "a cancellation names no job"),
             },
-            Some(Kind::Trust(update)) => self.trust(update),
+            Some(Kind::Trust(update)) => self.trust(*update),
             Some(Kind::Labels(labels)) => {
                 tracing::debug!(labels = labels.labels.len(), "the node's labels changed");
             }

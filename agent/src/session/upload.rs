@@ -1,4 +1,10 @@
 //! One lane's way up: spool → batches within the collector's credit → acks → the spool's cursor.
+//!
+//! A call's buffers grow with the largest batch it carried and stay so large until it ends. With thousands of agents
+//! that would be most of a collector's memory, and inventory is large and rare: its call ends once all of it is acked
+//! and nothing more has come for a while, and the next change begins a new one.
+
+use std::time::Duration;
 
 use nexus_proto::{
     agent::v1::{self as wire, agent_client::AgentClient, upload_frame},
@@ -16,10 +22,18 @@ use super::{
 };
 use crate::spool::SpoolError;
 
-/// Bytes of records of one batch, one more record at most on top.
-const BATCH_BYTES: u64 = 128 * 1024;
+/// Bytes of records of one batch, one more record at most on top. The buffers of a call grow with its largest batch
+/// and stay so large: with thousands of agents that is most of a collector's memory.
+fn batch_bytes(lane: Lane) -> u64 {
+    match lane {
+        Lane::Results => 128 * 1024,
+        Lane::Metrics | Lane::Inventory => 16 * 1024,
+    }
+}
 /// Batches that wait for the stream.
 const FRAMES: usize = 1;
+/// How long no inventory has come when its call ends.
+const REST: Duration = Duration::from_secs(5);
 
 /// Uploads a lane for as long as the session lives. A stream that breaks is begun anew.
 pub(super) async fn run(
@@ -30,23 +44,27 @@ pub(super) async fn run(
 ) -> std::convert::Infallible {
     let mut backoff = Backoff::default();
     loop {
+        // Those that have inventory to tell wait for each other at the collector.
+        if lane == Lane::Inventory && around.spool.last(lane) <= around.spool.acked(lane) {
+            around.spool.changed(lane).await;
+        }
         let begun = around.clock.instant();
-        let status = match stream(around, session, lane, channel.clone()).await {
-            Ok(never) => match never {},
-            Err(status) => status,
-        };
+        let ended = stream(around, session, lane, channel.clone()).await;
         backoff.held(around.clock.instant().saturating_duration_since(begun));
-        tracing::debug!(%lane, reason = status.message(), "an upload broke off");
-        tokio::time::sleep(backoff.failed(std::time::Duration::ZERO, rand::random())).await;
+        if let Err(status) = ended {
+            tracing::debug!(%lane, reason = status.message(), "an upload broke off");
+            tokio::time::sleep(backoff.failed(Duration::ZERO, rand::random())).await;
+        }
     }
 }
 
+/// Until it breaks, or has nothing more to say.
 async fn stream(
     around: &Surroundings,
     session: SessionId,
     lane: Lane,
     channel: Channel,
-) -> Result<std::convert::Infallible, Status> {
+) -> Result<(), Status> {
     let (frames, outbound) = mpsc::channel(FRAMES);
     let open = wire::UploadOpen {
         session_id: session.to_wire(),
@@ -73,9 +91,12 @@ async fn stream(
                 window.acked(ack.seq, ack.credit_bytes);
             }
             () = around.spool.changed(lane), if all_sent => all_sent = false,
+            () = tokio::time::sleep(REST), if lane == Lane::Inventory && all_sent && window.is_empty() => {
+                break;
+            }
             place = frames.reserve(), if !all_sent && window.room() > 0 => {
                 let place = place.map_err(|_| Status::unavailable("the stream ended"))?;
-                let room = usize::try_from(window.room().min(BATCH_BYTES)).unwrap_or(1);
+                let room = usize::try_from(window.room().min(batch_bytes(lane))).unwrap_or(1);
                 let batch = records
                     .next_batch(&around.spool, room, around.clock.now())
                     .map_err(|error| Status::internal(errors::chain(&error).to_string()))?;
@@ -90,6 +111,12 @@ async fn stream(
             }
         }
     }
+    // Ends in order, so that the collector sees no half of a call.
+    drop(frames);
+    while let Some(ack) = acks.message().await? {
+        take(around, lane, ack.seq)?;
+    }
+    Ok(())
 }
 
 async fn next(acks: &mut Streaming<wire::UploadAck>) -> Result<wire::UploadAck, Status> {

@@ -421,7 +421,7 @@ impl Scheduler {
                 let Some(dispatch) = active.dispatch(*node) else {
                     return;
                 };
-                if live.send(Kind::Dispatch(dispatch)) {
+                if live.send(Kind::Dispatch(Box::new(dispatch))) {
                     self.metrics.dispatches.inc();
                     tracing::info!(
                         %job, %node, %session, request_id = active.row.request_id,

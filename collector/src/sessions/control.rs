@@ -372,13 +372,13 @@ fn welcome(
         key_exchange: session.key_exchange.clone(),
         addresses: sessions.addresses.agents(),
     };
-    let mut frames = vec![frame(Kind::Welcome(welcome))];
+    let mut frames = vec![frame(Kind::Welcome(Box::new(welcome)))];
     frames.extend(
         sessions
             .trust
             .current()
             .to_update()
-            .map(|update| frame(Kind::Trust(update))),
+            .map(|update| frame(Kind::Trust(Box::new(update)))),
     );
     Ok(frames)
 }
@@ -426,7 +426,7 @@ async fn talk(
                 }
                 let update = trust.borrow_and_update().to_update();
                 if let Some(update) = update {
-                    session.send(Kind::Trust(update));
+                    session.send(Kind::Trust(Box::new(update)));
                 }
             }
             frame = inbound.message() => match frame {

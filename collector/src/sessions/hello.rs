@@ -235,7 +235,7 @@ mod tests {
 
     fn read(hello: wire::Hello) -> Result<Hello, HelloError> {
         Hello::from_wire(wire::AgentFrame {
-            kind: Some(wire::agent_frame::Kind::Hello(hello)),
+            kind: Some(wire::agent_frame::Kind::Hello(Box::new(hello))),
         })
     }
 

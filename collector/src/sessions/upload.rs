@@ -9,7 +9,7 @@ use nexus_proto::{
 };
 use nexus_runtime::errors;
 use nexus_store::StoreError;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -22,6 +22,10 @@ use crate::pages::metrics::ByLane;
 
 /// Acks that wait for the stream.
 pub(crate) const ACKS: usize = 4;
+/// Who sends nothing for this long has said its inventory, for now.
+const QUIET: Duration = Duration::from_secs(1);
+/// The longest turn at sending inventory: who is slow goes on beside the others.
+const TURN: Duration = Duration::from_secs(10);
 
 type Acks = mpsc::Sender<Result<wire::UploadAck, Status>>;
 
@@ -62,11 +66,22 @@ async fn upload(
     );
     let of = (node, session.incarnation);
     let mut reader = Reader::new(of, lane, cursor, sessions.keys.clone());
+    let mut turn = tokio::select! {
+        () = ended.cancelled() => return Ok(()),
+        turn = turn(sessions, lane) => turn?,
+    };
+    let turn_ends = tokio::time::Instant::now() + TURN;
+    // The agent sends nothing before it.
     ack(acks, cursor, &credit).await?;
     loop {
+        let quiet = turn_ends.min(tokio::time::Instant::now() + QUIET);
         let frame = tokio::select! {
             () = ended.cancelled() => return Ok(()),
             frame = frames.message() => frame?,
+            () = tokio::time::sleep_until(quiet), if turn.is_some() => {
+                turn = None;
+                continue;
+            }
         };
         let Some(frame) = frame else {
             return Ok(());
@@ -79,11 +94,12 @@ async fn upload(
         let mut frame =
             Reader::open(batch).map_err(|error| Status::invalid_argument(error.to_string()))?;
         loop {
+            let place = place(sessions, lane).await?;
             let (part, in_memory) = read_part(sessions, &mut reader, &mut frame).await?;
             let (seq, broken) = (part.last_seq, part.broken.clone());
             commit(sessions, node, lane, part, &mut credit).await?;
             // An agent that reads no acks must not keep others from sending.
-            drop(in_memory);
+            drop((in_memory, place));
             ack(acks, seq, &credit).await?;
             if let Some(why) = broken {
                 return Err(Status::aborted(format!(
@@ -95,6 +111,30 @@ async fn upload(
             }
         }
     }
+}
+
+/// Waits until a crowd that sends its inventory has let this one through.
+async fn turn(sessions: &Sessions, lane: Lane) -> Result<Option<OwnedSemaphorePermit>, Status> {
+    if lane != Lane::Inventory {
+        return Ok(None);
+    }
+    let turn = Arc::clone(&sessions.inventory.sending)
+        .acquire_owned()
+        .await;
+    turn.map(Some).map_err(|_| shutting_down())
+}
+
+/// A place for inventory that is to be stored.
+async fn place(sessions: &Sessions, lane: Lane) -> Result<Option<SemaphorePermit<'_>>, Status> {
+    if lane != Lane::Inventory {
+        return Ok(None);
+    }
+    let place = sessions.inventory.storing.acquire().await;
+    place.map(Some).map_err(|_| shutting_down())
+}
+
+fn shutting_down() -> Status {
+    Status::unavailable("the collector is shutting down")
 }
 
 /// How long a commit may take before credit shrinks: metrics gather first.
@@ -117,7 +157,7 @@ async fn read_part(
     let mut held = Arc::clone(&sessions.intake)
         .acquire_many_owned(first)
         .await
-        .map_err(|_| Status::unavailable("the collector is shutting down"))?;
+        .map_err(|_| shutting_down())?;
     let has_room = |weight| {
         let more = Arc::clone(&sessions.intake).try_acquire_many_owned(permits(weight));
         more.map(|more| held.merge(more)).is_ok()

@@ -240,7 +240,7 @@ impl Enrolled {
         };
         let (to, frames) = mpsc::channel(4);
         to.send(wire::AgentFrame {
-            kind: Some(wire::agent_frame::Kind::Hello(hello)),
+            kind: Some(wire::agent_frame::Kind::Hello(Box::new(hello))),
         })
         .await
         .unwrap();
@@ -251,7 +251,7 @@ impl Enrolled {
             .unwrap()
             .into_inner();
         match next(&mut from).await {
-            Some(Kind::Welcome(welcome)) => (welcome, to, from),
+            Some(Kind::Welcome(welcome)) => (*welcome, to, from),
             other => panic!("no Welcome but {other:?}"),
         }
     }

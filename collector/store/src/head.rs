@@ -45,6 +45,7 @@ pub(crate) fn format() -> Format {
 pub(crate) struct Head {
     connection: Connection,
     path: PathBuf,
+    packer: log::Packer,
     index: i64,
 }
 
@@ -61,6 +62,7 @@ impl Head {
         let mut head = Self {
             connection: db::open_writer(path, &format())?,
             path: path.to_owned(),
+            packer: log::Packer::new().map_err(StoreError::file("cannot compress for", path))?,
             index: 0,
         };
         head.refresh()
@@ -93,7 +95,9 @@ impl Head {
         time: Timestamp,
     ) -> Result<i64, StoreError> {
         let body = v1::MetricsBatch { parts }.encode_to_vec();
-        let body = log::pack(&body, log::ZSTD_LEVEL)
+        let body = self
+            .packer
+            .pack(&body)
             .map_err(StoreError::file("cannot compress for", &self.path))?;
         let index = self.index + 1;
         let inserted = self

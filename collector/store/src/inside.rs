@@ -35,7 +35,7 @@ pub fn control_log_and_read(entries: &[ControlEntry]) -> Result<Vec<ControlEntry
 
 fn packed<F: Facts>(entries: &[F]) -> Result<Vec<F>, StoreError> {
     let damaged = |error| StoreError::corrupt("a row", error);
-    let row = log::pack(&F::encode(entries), log::ZSTD_LEVEL).map_err(damaged)?;
+    let row = log::pack(&F::encode(entries)).map_err(damaged)?;
     F::decode(&log::unpack(&row).map_err(damaged)?)
 }
 

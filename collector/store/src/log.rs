@@ -6,6 +6,7 @@
 //! big-endian. A row is appended in one transaction with synchronous=FULL: once it returns, it is durable.
 
 use std::{
+    fmt,
     io::{self, Read as _},
     path::{Path, PathBuf},
 };
@@ -48,6 +49,7 @@ pub(crate) fn format() -> Format {
 pub(crate) struct Log {
     connection: Connection,
     path: PathBuf,
+    packer: Packer,
     index: i64,
     hash: [u8; 32],
 }
@@ -72,6 +74,7 @@ impl Log {
         let mut log = Self {
             connection,
             path: path.to_owned(),
+            packer: Packer::new().map_err(StoreError::file("cannot compress for", path))?,
             index,
             hash: [0; 32],
         };
@@ -101,7 +104,9 @@ impl Log {
                 format!("a batch of {} bytes is too large for the log", batch.len()).into(),
             ));
         }
-        let packed = pack(&batch, ZSTD_LEVEL)
+        let packed = self
+            .packer
+            .pack(&batch)
             .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
         let index = self.index + 1;
         let hash = row_hash(index, EPOCH, &self.hash, time, &packed);
@@ -220,12 +225,31 @@ fn row_hash(index: i64, epoch: i64, prev: &[u8; 32], time: Timestamp, body: &[u8
     *hasher.finalize().as_bytes()
 }
 
-/// Compresses.
-pub(crate) fn pack(bytes: &[u8], level: i32) -> io::Result<Vec<u8>> {
-    zstd::bulk::compress(bytes, level)
+/// Compresses rows. Its memory is as large as a row, and kept for the next one.
+pub(crate) struct Packer(zstd::bulk::Compressor<'static>);
+
+impl Packer {
+    pub(crate) fn new() -> io::Result<Self> {
+        zstd::bulk::Compressor::new(ZSTD_LEVEL).map(Self)
+    }
+
+    pub(crate) fn pack(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        self.0.compress(bytes)
+    }
 }
 
-/// Undoes [`pack`], up to a bound that nothing written by us reaches.
+impl fmt::Debug for Packer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Packer")
+    }
+}
+
+/// Compresses what is compressed alone.
+pub(crate) fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    Packer::new()?.pack(bytes)
+}
+
+/// Undoes [`Packer::pack`], up to a bound that nothing written by us reaches.
 pub(crate) fn unpack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut unpacked = Vec::new();
     zstd::stream::read::Decoder::with_buffer(bytes)?

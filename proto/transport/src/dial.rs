@@ -220,7 +220,17 @@ impl Connection {
         match &self.end {
             End::Quic(connection) => {
                 let stats = connection.stats();
-                let asked = stats.frame_tx.ping + stats.frame_tx.stream;
+                let sent = stats.frame_tx;
+                // What a probe of a path repeats is among these, too: whatever was not acknowledged.
+                let asked = sent.ping
+                    + sent.immediate_ack
+                    + sent.stream
+                    + sent.reset_stream
+                    + sent.stop_sending
+                    + sent.max_data
+                    + sent.max_stream_data
+                    + sent.max_streams_bidi
+                    + sent.max_streams_uni;
                 Some((stats.path.rtt, asked))
             }
             End::Tcp { .. } => None,

@@ -47,12 +47,14 @@ async fn serve_watched<S: CallService>(
     drain: &CancellationToken,
 ) {
     let wire = Wire::new(connection.clone(), Arc::clone(watch));
-    let built = h3::server::builder()
+    let mut builder = h3::server::builder();
+    builder
         .max_field_section_size(limits::PREFACE_BYTES.try_into().unwrap_or(u64::MAX))
-        .send_grease(false)
-        .build(wire)
-        .await;
-    let Ok(mut h3) = built else { return };
+        .send_grease(false);
+    // On the heap, as everything here that is over soon: what is left is held for each connection and call.
+    let Ok(mut h3) = Box::pin(builder.build(wire)).await else {
+        return;
+    };
     let mut calls = JoinSet::new();
     let mut draining = false;
     loop {
@@ -63,7 +65,7 @@ async fn serve_watched<S: CallService>(
             }
             () = drain.cancelled(), if !draining => {
                 draining = true;
-                if h3.shutdown(0).await.is_err() {
+                if Box::pin(h3.shutdown(0)).await.is_err() {
                     break;
                 }
             }
@@ -95,9 +97,8 @@ async fn answer<S: CallService>(
     mut service: S,
     peer: Peer,
 ) {
-    let resolved =
-        tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, resolver.resolve_request()).await;
-    let (request, stream) = match resolved {
+    let resolving = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, resolver.resolve_request());
+    let (request, stream) = match Box::pin(resolving).await {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(error)) => {
             tracing::debug!(remote = %peer.remote, %error, "call refused");
@@ -118,11 +119,8 @@ async fn answer<S: CallService>(
         let Ok(response) = service.call(request).await;
         let (parts, body) = response.into_parts();
         // Errors say that the peer has gone or given up: nobody is left to be told.
-        if send
-            .send_response(http::Response::from_parts(parts, ()))
-            .await
-            .is_ok()
-        {
+        let answering = send.send_response(http::Response::from_parts(parts, ()));
+        if Box::pin(answering).await.is_ok() {
             transmit(body, send).await.ok();
         }
     };

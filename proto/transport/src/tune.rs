@@ -58,6 +58,10 @@ pub(crate) fn quic_transport(
     peer_calls: u32,
     keep_alive: Option<Duration>,
 ) -> Arc<TransportConfig> {
+    Arc::new(quic_config(windows, peer_calls, keep_alive))
+}
+
+fn quic_config(windows: Windows, peer_calls: u32, keep_alive: Option<Duration>) -> TransportConfig {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(limits::IDLE_TIMEOUT)
         .expect("a minute in milliseconds is below 2^62");
@@ -70,6 +74,16 @@ pub(crate) fn quic_transport(
         .receive_window(VarInt::from_u32(windows.connection_bytes))
         .send_window(u64::from(windows.send_bytes))
         .datagram_receive_buffer_size(None);
+    config
+}
+
+/// Of a port with thousands of connections. What it says fits into one packet nearly always: no connection keeps room for
+/// ten that go out together, and none is asked how large a packet its path takes.
+pub(crate) fn quic_port_transport(windows: Windows, peer_calls: u32) -> Arc<TransportConfig> {
+    let mut config = quic_config(windows, peer_calls, None);
+    config
+        .enable_segmentation_offload(false)
+        .mtu_discovery_config(None);
     Arc::new(config)
 }
 

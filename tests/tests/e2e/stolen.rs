@@ -102,7 +102,10 @@ impl Scene {
 
     /// Offers it, waits for the agent's answer, and checks that nothing ran.
     async fn refused(&self, name: &str, id: JobId, dispatch: wire::Dispatch, because: &str) {
-        self.thief.say(Kind::Dispatch(dispatch)).await.unwrap();
+        self.thief
+            .say(Kind::Dispatch(Box::new(dispatch)))
+            .await
+            .unwrap();
         let report = self.thief.report(id).await;
         let report = report
             .map_err(|fault| format!("{name}: {fault}\n{}", self.fleet.agents[0].log_text()))
@@ -118,7 +121,7 @@ impl Scene {
         let good = self.job("good", &targets);
         let dispatch = self.dispatch(job::sign(&self.operator, &good).unwrap(), &targets);
         self.thief
-            .say(Kind::Dispatch(dispatch.clone()))
+            .say(Kind::Dispatch(Box::new(dispatch.clone())))
             .await
             .unwrap();
         let report = self.thief.report(good.id).await.unwrap();
@@ -281,11 +284,19 @@ async fn only_what_an_operator_signed_for_this_node_and_time_runs_and_only_once(
             attempt,
             ..dispatch.clone()
         };
-        scene.thief.say(Kind::Dispatch(again)).await.unwrap();
+        scene
+            .thief
+            .say(Kind::Dispatch(Box::new(again)))
+            .await
+            .unwrap();
     }
     let after = make("after");
     let dispatch = scene.dispatch(sign(&after), &targets);
-    scene.thief.say(Kind::Dispatch(dispatch)).await.unwrap();
+    scene
+        .thief
+        .say(Kind::Dispatch(Box::new(dispatch)))
+        .await
+        .unwrap();
     assert_eq!(
         scene.thief.report(after.id).await.unwrap().exit_code,
         Some(0)
@@ -318,7 +329,11 @@ async fn a_thief_cannot_make_itself_a_signer() {
         policy: Some(envelope),
         freshness: Some(own.sign_freshness(&thief, Clock::system().now())),
     };
-    scene.thief.say(Kind::Trust(update)).await.unwrap();
+    scene
+        .thief
+        .say(Kind::Trust(Box::new(update)))
+        .await
+        .unwrap();
     for version in [1, 2] {
         let mut of = scene.job("usurped", &targets);
         of.policy_version = version;
@@ -347,7 +362,12 @@ async fn more_jobs_than_an_agent_asked_for_end_the_session() {
             of.not_before = later;
             let envelope = job::sign(&scene.operator, &of).unwrap();
             let dispatch = scene.dispatch(envelope, &targets);
-            if scene.thief.say(Kind::Dispatch(dispatch)).await.is_err() {
+            if scene
+                .thief
+                .say(Kind::Dispatch(Box::new(dispatch)))
+                .await
+                .is_err()
+            {
                 return;
             }
         }

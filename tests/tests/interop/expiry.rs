@@ -169,7 +169,10 @@ impl Late {
             proof: self.targets.proof_of(self.own.node),
             ..wire::Dispatch::default()
         };
-        self.thief.say(Kind::Dispatch(dispatch)).await.unwrap();
+        self.thief
+            .say(Kind::Dispatch(Box::new(dispatch)))
+            .await
+            .unwrap();
         let report = self.thief.report(job.id).await;
         report
             .map_err(|fault| format!("{name}: {fault}\n{}", self.fleet.agents[0].log_text()))
@@ -212,7 +215,7 @@ async fn a_job_expires_by_the_newest_time_that_was_signed() {
         freshness: Some(statement),
     };
     let before = fleet.agents[0].log_text().len();
-    thief.say(Kind::Trust(update)).await.unwrap();
+    thief.say(Kind::Trust(Box::new(update))).await.unwrap();
     poll::until_ok("the statement at the agent", SOON, || {
         let log = fleet.agents[0].log_text();
         let log = log.get(before..).unwrap_or_default().to_owned();

@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -173,14 +173,14 @@ impl Core {
             let mut trim = None;
             self.sort(first, &mut group, &mut trim);
             let until = self.last.map(|last| last + self.gather);
-            while group.len() < GROUP {
-                let left = until.map_or(Duration::ZERO, |until| {
-                    until.saturating_duration_since(self.clock.instant())
-                });
-                match commands.recv_timeout(left) {
-                    Ok(command) => self.sort(command, &mut group, &mut trim),
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-                }
+            if let Some(until) = until {
+                // Nothing wakes it for each report that comes meanwhile.
+                thread::park_timeout(until.saturating_duration_since(self.clock.instant()));
+            }
+            while group.len() < GROUP
+                && let Ok(command) = commands.try_recv()
+            {
+                self.sort(command, &mut group, &mut trim);
             }
             if !group.is_empty() {
                 self.commit(group);

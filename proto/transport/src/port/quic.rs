@@ -11,7 +11,7 @@ use crate::{
     fault::{chain, refusal_of},
     h3_server,
     peer::{Peer, Rtt, canonical, quic_chain, quic_group},
-    tune::quic_transport,
+    tune::quic_port_transport,
 };
 
 pub(super) fn endpoint(
@@ -24,7 +24,7 @@ pub(super) fn endpoint(
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
-        .transport_config(quic_transport(limits.windows, limits.calls, None))
+        .transport_config(quic_port_transport(limits.windows, limits.calls))
         .migration(true);
     let runtime = Arc::new(quinn::TokioRuntime);
     quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, runtime)
@@ -59,16 +59,17 @@ pub(super) async fn accept<S: CallService>(
             half.spoke();
         }
         let (service, serving) = (service.clone(), serving.clone());
+        let remote = canonical(incoming.remote_address());
         running.spawn(async move {
-            let remote = canonical(incoming.remote_address());
-            let opening = open(incoming, remote, &serving);
+            // A connection is held for days: what only its beginning needs is on the heap, and gone after it.
+            let opening = Box::pin(open(incoming, remote, serving.clone()));
             let opened = match bounded(&half, opening).await {
                 Ok(opened) => opened,
                 Err(why) => return given_up(&serving, remote, TransportKind::Quic, why),
             };
             drop(half);
             if let Some((connection, identity, slot)) = opened {
-                serve(connection, identity, &slot, remote, service, &serving).await;
+                Box::pin(serve(connection, identity, slot, remote, service, serving)).await;
             }
         });
         // Lets what was accepted begin, so that a burst does not push itself out.
@@ -80,12 +81,12 @@ pub(super) async fn accept<S: CallService>(
 async fn open(
     incoming: quinn::Incoming,
     remote: SocketAddr,
-    serving: &Serving,
+    serving: Serving,
 ) -> Option<(quinn::Connection, PeerIdentity, Slot)> {
     let connection = match async { incoming.accept()?.await }.await {
         Ok(connection) => connection,
         Err(error) => {
-            handshake_error(serving, remote, &error);
+            handshake_error(&serving, remote, &error);
             return None;
         }
     };
@@ -100,7 +101,7 @@ async fn open(
             Some((connection, identity, slot))
         }
         Err(refusal) => {
-            not_admitted(serving, remote, TransportKind::Quic, &refusal);
+            not_admitted(&serving, remote, TransportKind::Quic, &refusal);
             connection.close(REFUSED.into(), refusal.to_string().as_bytes());
             None
         }
@@ -124,10 +125,10 @@ fn handshake_error(serving: &Serving, remote: SocketAddr, error: &ConnectionErro
 async fn serve<S: CallService>(
     connection: quinn::Connection,
     identity: PeerIdentity,
-    slot: &Slot,
+    slot: Slot,
     remote: SocketAddr,
     service: S,
-    serving: &Serving,
+    serving: Serving,
 ) {
     let _open = Open::count(&serving.connections, TransportKind::Quic);
     let peer = Peer {

@@ -233,7 +233,7 @@ fn part(bytes: &[u8]) -> Vec<u8> {
 
 pub(super) fn frames(add: Add<'_>) {
     let hello = wire::AgentFrame {
-        kind: Some(wire::agent_frame::Kind::Hello(wire::Hello {
+        kind: Some(wire::agent_frame::Kind::Hello(Box::new(wire::Hello {
             protocol_min: 1,
             protocol_max: 1,
             incarnation: Incarnation::random().to_wire(),
@@ -251,17 +251,17 @@ pub(super) fn frames(add: Add<'_>) {
             }],
             boot_id: "b".to_owned(),
             ..wire::Hello::default()
-        })),
+        }))),
     };
     add("frame", 0, &hello.encode_to_vec());
     add("frame", 1, &hello.encode_to_vec());
-    let welcome = wire::collector_frame::Kind::Welcome(wire::Welcome {
+    let welcome = wire::collector_frame::Kind::Welcome(Box::new(wire::Welcome {
         protocol: 1,
         session_id: SessionId::random().to_wire(),
         labels: [("role".to_owned(), "web".to_owned())].into(),
         ..wire::Welcome::default()
-    });
-    let offered = wire::collector_frame::Kind::Dispatch(dispatch(&a_job()));
+    }));
+    let offered = wire::collector_frame::Kind::Dispatch(Box::new(dispatch(&a_job())));
     for kind in [welcome, offered] {
         add(
             "frame",
