@@ -97,6 +97,7 @@ impl Stage {
         let dir = dir.map_err(Fault::io("make a folder"))?;
         let swarm = Swarm::new(Params {
             agents: load.agents,
+            processes: None,
             token,
             dir: dir.path().to_owned(),
             name: "swarm".to_owned(),
@@ -140,6 +141,7 @@ impl Stage {
         let tally = self.swarm.tally();
         let begun = Instant::now();
         while tally.reporting() < self.load.agents {
+            self.swarm.check()?;
             if begun.elapsed() > PATIENCE {
                 return Err(Fault::new(format!(
                     "after {PATIENCE:?} {} of {} agents report, {} are connected; {}",

@@ -1,51 +1,59 @@
-//! Many agents in one process: real enrolment, real mutual TLS, the agent's own session, spool, ledger and
+//! Many agents in one process or a few: real enrolment, real mutual TLS, the agent's own session, spool, ledger and
 //! admission. What differs from an agent is where readings come from ([`host`]) and what executes jobs
 //! ([`answers`]).
 //!
-//! Each agent has a state folder of its own, a UDP socket (or a TCP connection) and a timer; all share the
-//! threads. A folder on a tmpfs keeps their fsyncs from measuring the disk of the machine that makes the load.
+//! Each agent has a state folder of its own, a UDP socket (or a TCP connection) and a timer; all of a process share
+//! its threads. A folder on a tmpfs keeps their fsyncs from measuring the disk of the machine that makes the load.
+//!
+//! Where the limit of open files is not enough for all of them ([`room`]), further processes of `nexus-swarm` have
+//! their share each ([`part`]; [`serve`] is what those do). Number, name, seed and moment of an agent are the same
+//! in whichever process it is, and the [`Tally`] counts them all.
 
 pub mod answers;
+mod crowd;
 pub mod host;
 mod member;
+mod part;
+mod room;
+mod serve;
 pub mod tally;
+mod words;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use nexus_pki::token::Token;
-use nexus_runtime::{clock::Clock, tasks::Tasks};
+use nexus_runtime::tasks::Tasks;
 use nexus_transport::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep_until},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 
 use self::{
     answers::Answers,
-    host::{Host, Shape},
-    member::Running,
+    crowd::Crowd,
+    host::Shape,
+    part::{Failure, Part},
     tally::Tally,
+    words::Command,
 };
-use crate::fault::{Fault, Outcome};
+pub use self::{part::PART, serve::serve};
+use crate::{
+    fault::{Fault, Outcome},
+    usage,
+};
 
-/// The most agents in one process.
+/// The most agents of a swarm.
 pub const AGENTS_MAX: usize = 20_000;
-/// Agents that enrol at the same time.
-const ENROLLING: usize = 32;
-/// Descriptors an agent holds: lock, ledger, a file of each lane, a socket, and one more while it changes them.
-const DESCRIPTORS: u64 = 8;
+/// The most processes of a swarm.
+pub const PROCESSES_MAX: usize = 64;
+/// To end in order; far more than agents take to do so.
+const ENDING: Duration = Duration::from_secs(120);
 
 /// What swarms.
 #[derive(Debug, Clone)]
 pub struct Params {
     /// How many, at most [`AGENTS_MAX`].
     pub agents: usize,
+    /// How many processes they are in; without a number, no more than the limit of open files asks for.
+    pub processes: Option<usize>,
     /// Lets all of them join.
     pub token: Token,
     /// The folder with their state folders.
@@ -71,142 +79,177 @@ pub struct Params {
 /// Agents that run.
 #[derive(Debug)]
 pub struct Swarm {
-    tally: Arc<Tally>,
+    crowd: Crowd,
+    parts: Vec<Part>,
+    failure: Failure,
     tasks: Tasks,
-    hang_up: CancellationToken,
-    members: Vec<Running>,
-    params: Params,
-    shape: Arc<Shape>,
-    clock: Clock,
 }
 
 impl Swarm {
     /// Looks at this host and makes room for so many agents; none has joined yet.
-    pub async fn new(params: Params) -> Outcome<Self> {
+    pub async fn new(mut params: Params) -> Outcome<Self> {
         if params.agents > AGENTS_MAX {
             let text = format!("{} agents are more than {AGENTS_MAX}", params.agents);
             return Err(Fault::new(text));
         }
-        make_room(params.agents)?;
+        let processes = processes(&params)?;
+        params.processes = Some(processes);
         let shape = Shape::of_this_host(params.series, params.packages).await;
+        let own = share(params.agents, processes, 1);
+        let crowd = Crowd::new(params.clone(), own, Arc::new(shape));
+        let (failure, tasks) = (Failure::default(), Tasks::new());
+        let mut parts = Vec::new();
+        for number in 2..=processes {
+            let part = Part::start(
+                (number, processes),
+                share(params.agents, processes, number),
+                &params,
+                crowd.shape(),
+                crowd.tally(),
+                &failure,
+                &tasks,
+            );
+            parts.push(part.await?);
+        }
         Ok(Self {
-            tally: Arc::default(),
-            tasks: Tasks::new(),
-            hang_up: CancellationToken::new(),
-            members: Vec::new(),
-            shape: Arc::new(shape),
-            clock: Clock::system(),
-            params,
+            crowd,
+            parts,
+            failure,
+            tasks,
         })
     }
 
     /// The counts, which go on changing.
     #[must_use]
     pub fn tally(&self) -> &Arc<Tally> {
-        &self.tally
+        self.crowd.tally()
     }
 
     /// What the hosts are made after.
     #[must_use]
     pub fn shape(&self) -> &Shape {
-        &self.shape
+        self.crowd.shape()
+    }
+
+    /// The processes its agents are in, as long as they run: this one first.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let others = self.parts.iter().filter_map(Part::id);
+        std::iter::once(std::process::id()).chain(others).collect()
+    }
+
+    /// Processor time all its processes have used so far.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        self.processes().into_iter().map(usage::cpu_time).sum()
+    }
+
+    /// Fails when one of its processes has.
+    pub fn check(&self) -> Outcome {
+        match &*self.failure.borrow() {
+            None => Ok(()),
+            Some(failure) => Err(Fault::new(failure)),
+        }
     }
 
     /// Has all of them join that have not.
     pub async fn enrol(&self) -> Outcome {
-        let mut joining = JoinSet::new();
-        for number in 1..=self.params.agents {
-            if joining.len() >= ENROLLING {
-                settled(joining.join_next().await)?;
-            }
-            let config = member::config(&self.params, number);
-            let (token, clock) = (self.params.token.clone(), self.clock.clone());
-            let tally = Arc::clone(&self.tally);
-            joining.spawn(async move {
-                member::enrol(&config, &token, &clock).await?;
-                tally.enrolled.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            });
-        }
-        while !joining.is_empty() {
-            settled(joining.join_next().await)?;
-        }
-        Ok(())
+        let own = self.crowd.enrol();
+        in_all(&self.parts, &self.failure, Command::Enrol, own).await
     }
 
     /// Starts them, one after the other over the ramp.
     pub async fn start(&mut self) -> Outcome {
-        let begun = Instant::now();
-        let count = u32::try_from(self.params.agents).unwrap_or(u32::MAX).max(1);
-        for (number, place) in (1..=self.params.agents).zip(0_u32..) {
-            sleep_until(
-                begun
-                    + self
-                        .params
-                        .ramp
-                        .mul_f64(f64::from(place) / f64::from(count)),
-            )
-            .await;
-            let seed = self.params.seed.wrapping_mul(1 << 32) + u64::from(place);
-            let running = Running::start(
-                &member::config(&self.params, number),
-                Arc::new(self.params.answers.clone()),
-                Host::new(&self.shape, seed),
-                &self.tally,
-                &self.clock,
-                &self.tasks,
-                &self.hang_up,
-            )?;
-            self.members.push(running);
-        }
-        Ok(())
+        let own = self.crowd.start();
+        in_all(&self.parts, &self.failure, Command::Start, own).await
     }
 
     /// Ends them all in order.
     pub async fn stop(self) -> Outcome {
-        self.tasks.begin_shutdown();
-        for member in &self.members {
-            member.stop().await;
+        let own = self.crowd.stop();
+        let stopped = in_all(&self.parts, &self.failure, Command::Stop, own);
+        let late = |_| Fault::new(format!("the swarm does not end within {ENDING:?}"));
+        timeout(ENDING, stopped).await.map_err(late)??;
+        let left = self.tasks.shutdown(ENDING).await;
+        if !left.is_empty() {
+            return Err(Fault::new("a process of the swarm does not end"));
         }
-        self.hang_up.cancel();
-        let left = self.tasks.shutdown(Duration::from_secs(10)).await;
-        for member in &self.members {
-            member.close()?;
-        }
-        match left.len() {
-            0 => Ok(()),
-            some => Err(Fault::new(format!("{some} tasks of agents do not end"))),
-        }
+        self.check()
     }
 }
 
-fn settled(joined: Option<Result<Outcome, tokio::task::JoinError>>) -> Outcome {
-    match joined {
-        None => Ok(()),
-        Some(Ok(outcome)) => outcome,
-        Some(Err(error)) => Err(Fault::new(format!("enrol: {error}"))),
-    }
-}
-
-/// Raises the limit of open files to what so many agents need.
-fn make_room(agents: usize) -> Outcome {
-    let needed = u64::try_from(agents)
-        .unwrap_or(u64::MAX)
-        .saturating_mul(DESCRIPTORS)
-        + 256;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= needed) {
-        return Ok(());
-    }
-    let maximum = limit.maximum.map(|most| most.max(needed));
-    let wanted = Rlimit {
-        current: Some(needed),
-        maximum,
+/// Does something in this process and has all parts do it; the first failure ends it.
+async fn in_all(
+    parts: &[Part],
+    failure: &Failure,
+    command: Command,
+    own: impl Future<Output = Outcome>,
+) -> Outcome {
+    let all = async {
+        let mut told = Vec::new();
+        for part in parts {
+            told.push(part.tell(command).await);
+        }
+        own.await?;
+        for done in told {
+            if done.await.is_err() {
+                // Its failure is on its way.
+                std::future::pending::<()>().await;
+            }
+        }
+        Ok(())
     };
-    setrlimit(Resource::Nofile, wanted).map_err(|_| {
-        let most = limit.maximum.unwrap_or(needed).saturating_sub(256) / DESCRIPTORS;
-        Fault::new(format!(
-            "{agents} agents need {needed} open files; the limit of this process (ulimit -Hn) is enough for {most}"
-        ))
-    })
+    let mut failed = failure.subscribe();
+    tokio::select! {
+        biased;
+        Ok(why) = failed.wait_for(Option::is_some) => {
+            Err(Fault::new(why.clone().unwrap_or_default()))
+        }
+        done = all => done,
+    }
+}
+
+/// How many processes there will be.
+fn processes(params: &Params) -> Outcome<usize> {
+    let fit = room::raise(params.agents);
+    if fit == 0 && params.agents > 0 {
+        return Err(Fault::new(
+            "the limit of open files (ulimit -Hn) is not enough for one agent",
+        ));
+    }
+    let needed = params.agents.div_ceil(fit.max(1)).max(1);
+    let most = PROCESSES_MAX.min(params.agents.max(1));
+    let chosen = params.processes.unwrap_or(needed).clamp(1, most);
+    if chosen < needed {
+        return Err(Fault::new(format!(
+            "the limit of open files (ulimit -Hn) is enough for {fit} agents a process: {} need {needed} processes, \
+             at most {most} are possible",
+            params.agents
+        )));
+    }
+    Ok(chosen)
+}
+
+/// The numbers of the agents of a process, which has a number too: as many in each, or one more.
+fn share(agents: usize, processes: usize, process: usize) -> RangeInclusive<usize> {
+    let up_to = |process: usize| agents * process / processes.max(1);
+    up_to(process.saturating_sub(1)) + 1..=up_to(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_agent_is_in_one_process_and_all_have_as_many() {
+        for (agents, processes) in [(6, 3), (7, 3), (20_000, 13), (10, 1), (3, 3)] {
+            let shares: Vec<_> = (1..=processes)
+                .map(|process| share(agents, processes, process))
+                .collect();
+            let all: Vec<_> = shares.iter().cloned().flatten().collect();
+            assert_eq!(all, (1..=agents).collect::<Vec<_>>());
+            let sizes = || shares.iter().map(|share| share.clone().count());
+            assert!(sizes().max().unwrap() - sizes().min().unwrap() <= 1);
+        }
+    }
 }

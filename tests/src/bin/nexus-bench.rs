@@ -310,7 +310,7 @@ fn victims(text: &str) -> Result<Victims, String> {
 /// Every benchmark with what it needs.
 const LIST: &str = "\
 footprint  node_exporter and collectd (Debian: prometheus-node-exporter, collectd-core); without one, it is left out
-connect    nothing but the programs, and eight descriptors an agent
+connect    nothing but the programs; the swarm starts as many processes as the limit of open files asks for
 ingest     the same; beside it Prometheus (Debian: prometheus); without it, it is left out
 recover    the same as connect
 fanout     the same as connect; beside it Salt and Ansible (PyPI: salt, ansible-core, installed when they are not there, with

@@ -1,5 +1,6 @@
-//! `nexus-swarm`: thousands of agents in one process against a collector. Figures as JSON lines on standard
-//! output, words on standard error.
+//! `nexus-swarm`: thousands of agents in one process or a few against a collector. Figures as JSON lines on
+//! standard output, words on standard error. With the one word `part` it is a further process of another one, or
+//! of `nexus-bench`, which talks to it over its standard input and output.
 
 use std::{
     io::{self, Write as _},
@@ -15,8 +16,7 @@ use nexus_runtime::{shutdown::Signals, tasks::Tasks};
 use nexus_tests::{
     fault::{Fault, Outcome},
     figure::Figure,
-    swarm::{AGENTS_MAX, Params, Swarm, answers::Answers, tally::Waits},
-    usage,
+    swarm::{AGENTS_MAX, PART, Params, Swarm, answers::Answers, serve, tally::Waits},
 };
 use nexus_transport::Mode;
 use serde_json::{Map, Value, json};
@@ -27,7 +27,8 @@ const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Puts the load of many agents on a collector: each one enrols, keeps its own mutual TLS session, reports and
 /// takes signed jobs through admission and ledger as nexus-agent does. Readings are made up after those of this
-/// host, and no job is executed.
+/// host, and no job is executed. Where the limit of open files (ulimit -Hn) is not enough for all agents in one
+/// process, some 13 each, it starts more processes of itself; they end with it.
 #[derive(Debug, Parser)]
 #[command(name = "nexus-swarm", version, max_term_width = 100)]
 struct Cli {
@@ -37,6 +38,9 @@ struct Cli {
     /// How many agents
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     agents: u32,
+    /// In how many processes, with as many agents each [default: no more than the limit of open files asks for]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    processes: Option<u8>,
     /// Folder of their state, best on a tmpfs; agents that joined before keep their identity [default: a new one in /dev/shm, removed at the end]
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -77,12 +81,21 @@ fn transport(text: &str) -> Result<Mode, String> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let part = std::env::args_os().skip(1).eq([PART]);
+    let cli = (!part).then(Cli::parse);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(run(cli)),
+        Ok(runtime) => {
+            let ended = match cli {
+                None => runtime.block_on(serve()),
+                Some(cli) => runtime.block_on(run(cli)),
+            };
+            // What is left of agents must not keep a process whose first one is gone.
+            runtime.shutdown_background();
+            ended
+        }
         Err(error) => Err(Fault::new(format!("start: {error}"))),
     };
     match ended {
@@ -101,6 +114,7 @@ async fn run(cli: Cli) -> Outcome {
     let made = made_folder().map_err(Fault::io("make a folder"))?;
     let params = Params {
         agents,
+        processes: cli.processes.map(usize::from),
         token,
         dir: cli.dir.clone().unwrap_or_else(|| made.path().to_owned()),
         name: cli.name.clone(),
@@ -121,10 +135,16 @@ async fn run(cli: Cli) -> Outcome {
     signals.govern(&told);
 
     let mut swarm = Swarm::new(params).await?;
+    let processes = swarm.processes().len();
     say(&format!(
-        "{agents} agents of {} series and {} rows of inventory each",
+        "{agents} agents of {} series and {} rows of inventory each, in {}",
         swarm.shape().series(),
-        swarm.shape().rows()
+        swarm.shape().rows(),
+        if processes == 1 {
+            "one process".to_owned()
+        } else {
+            format!("{processes} processes")
+        }
     ));
     let begun = Instant::now();
     let enrolling = swarm.tally().clone();
@@ -144,7 +164,7 @@ async fn run(cli: Cli) -> Outcome {
     let enrolled = begun.elapsed();
 
     let begun = Instant::now();
-    let cpu = usage::cpu_time(std::process::id());
+    let cpu = swarm.cpu_time();
     let mut waits = Waits::default();
     let mut all_connected = None;
     let mut all_reported = None;
@@ -159,6 +179,7 @@ async fn run(cli: Cli) -> Outcome {
             () = told.shutdown_begun() => break,
             _ = ticks.tick() => {}
         }
+        swarm.check()?;
         let tally = swarm.tally();
         let count = |what: &std::sync::atomic::AtomicU64| what.load(Ordering::Relaxed);
         let connected = tally.connected.load(Ordering::Relaxed);
@@ -188,11 +209,11 @@ async fn run(cli: Cli) -> Outcome {
         }
     }
     let ran = begun.elapsed();
-    let cpu = usage::cpu_time(std::process::id()).saturating_sub(cpu);
+    let cpu = swarm.cpu_time().saturating_sub(cpu);
     waits.add(&swarm.tally().take_waits());
     let tally = swarm.tally().clone();
     let given = json!({
-        "agents": agents, "series": swarm.shape().series(), "interval_seconds": cli.interval,
+        "agents": agents, "processes": processes, "series": swarm.shape().series(), "interval_seconds": cli.interval,
         "transport": format!("{:?}", cli.transport).to_lowercase(), "seed": cli.seed,
         "ran_seconds": ran.as_secs_f64(),
     });

@@ -8,13 +8,14 @@ use nexus_agent::exec::{
     Boxed, Ending, Executing, Executor, Identity, Piece, Plan, Sink, StartError, Stop,
 };
 use nexus_proto::record::{OutputStream, RunOutcome};
+use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 /// Bytes of a piece, as capturing a program makes them at most.
 const PIECE: usize = 64 * 1024;
 
 /// What every job seems to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Answers {
     /// How long it takes.
     pub delay: Duration,

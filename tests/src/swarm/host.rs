@@ -1,6 +1,8 @@
 //! What a made-up host reports: this host's own series as a real sampler shows them, with values that go
 //! their own way on every node, series that come and go, and counters that begin again.
 
+pub mod record;
+
 use std::sync::Arc;
 
 use nexus_agent::{

@@ -223,9 +223,9 @@ impl Feeder {
         let now = self.clock.instant();
         while let Some((_, since)) = self.waiting.pop_front_if(|(seq, _)| *seq <= acked) {
             self.tally.waited(now.saturating_duration_since(since));
-            let mark = Some(self.tally.marks());
-            if std::mem::replace(&mut self.reporting, mark) != mark {
-                self.tally.reports();
+            let mark = self.tally.marks();
+            if self.reporting.replace(mark) != Some(mark) {
+                self.tally.reports_since(mark, 1);
             }
         }
     }

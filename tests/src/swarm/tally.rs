@@ -8,6 +8,9 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
 /// Counts of all agents.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -25,8 +28,7 @@ pub struct Tally {
     pub acked: AtomicU64,
     /// Reports that could not be stored.
     pub failed: AtomicU64,
-    reporting: AtomicUsize,
-    marks: AtomicU64,
+    reporting: watch::Sender<Reporting>,
     waits: Mutex<Waits>,
     why_away: Mutex<String>,
 }
@@ -45,25 +47,93 @@ impl Tally {
         std::mem::take(&mut *waits)
     }
 
-    /// One more agent's metrics were acknowledged for the first time since the last mark.
-    pub fn reports(&self) {
-        self.reporting.fetch_add(1, Ordering::Relaxed);
+    /// So many more agents' metrics were acknowledged for the first time since that mark. It counts unless there
+    /// has been another one.
+    pub fn reports_since(&self, mark: u64, agents: usize) {
+        self.reporting.send_if_modified(|now| {
+            if now.mark == mark {
+                now.agents += agents;
+            }
+            // Who watches waits for marks.
+            false
+        });
     }
 
     /// Agents of which metrics were acknowledged since the last mark.
     pub fn reporting(&self) -> usize {
-        self.reporting.load(Ordering::Relaxed)
+        self.reporting.borrow().agents
     }
 
     /// Counts from here on which agents report.
     pub fn mark(&self) {
-        self.marks.fetch_add(1, Ordering::Relaxed);
-        self.reporting.store(0, Ordering::Relaxed);
+        self.reporting.send_modify(|now| {
+            *now = Reporting {
+                mark: now.mark + 1,
+                agents: 0,
+            };
+        });
+    }
+
+    /// The same as the mark of another process.
+    pub fn mark_as(&self, mark: u64) {
+        let agents = 0;
+        self.reporting.send_replace(Reporting { mark, agents });
     }
 
     /// How many marks there were.
     pub fn marks(&self) -> u64 {
-        self.marks.load(Ordering::Relaxed)
+        self.reporting.borrow().mark
+    }
+
+    /// Changes with every mark.
+    pub fn watch_marks(&self) -> watch::Receiver<Reporting> {
+        self.reporting.subscribe()
+    }
+
+    /// All counts now.
+    pub fn counts(&self) -> Counts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts {
+            enrolled: self.enrolled.load(Ordering::Relaxed),
+            connected: self.connected.load(Ordering::Relaxed),
+            sessions: read(&self.sessions),
+            reports: read(&self.reports),
+            samples: read(&self.samples),
+            acked: read(&self.acked),
+            failed: read(&self.failed),
+            reporting: *self.reporting.borrow(),
+        }
+    }
+
+    /// Takes in what has become of the counts of another process.
+    pub fn follow(&self, before: &Counts, after: &Counts) {
+        // Atomics wrap, so what has become less is counted as well.
+        let add = |count: &AtomicU64, before: u64, after: u64| {
+            count.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        };
+        let add_agents = |count: &AtomicUsize, before: usize, after: usize| {
+            count.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        };
+        add_agents(&self.enrolled, before.enrolled, after.enrolled);
+        add_agents(&self.connected, before.connected, after.connected);
+        add(&self.sessions, before.sessions, after.sessions);
+        add(&self.reports, before.reports, after.reports);
+        add(&self.samples, before.samples, after.samples);
+        add(&self.acked, before.acked, after.acked);
+        add(&self.failed, before.failed, after.failed);
+        let new = if after.reporting.mark == before.reporting.mark {
+            let known = before.reporting.agents;
+            after.reporting.agents.saturating_sub(known)
+        } else {
+            after.reporting.agents
+        };
+        self.reports_since(after.reporting.mark, new);
+    }
+
+    /// Waits that another process has noted; what they were for stands in its counts.
+    pub fn add_waits(&self, more: &Waits) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        waits.add(more);
     }
 
     /// An agent has no session, for this.
@@ -77,6 +147,28 @@ impl Tally {
         let last = self.why_away.lock().unwrap_or_else(PoisonError::into_inner);
         last.clone()
     }
+}
+
+/// Agents of which metrics were acknowledged since a mark.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reporting {
+    /// How many marks there were.
+    pub mark: u64,
+    /// How many agents.
+    pub agents: usize,
+}
+
+/// What stands in a [`Tally`] at a moment, as one process tells it another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub enrolled: usize,
+    pub connected: usize,
+    pub sessions: u64,
+    pub reports: u64,
+    pub samples: u64,
+    pub acked: u64,
+    pub failed: u64,
+    pub reporting: Reporting,
 }
 
 /// Buckets a doubling of the wait.
@@ -113,6 +205,25 @@ impl Waits {
         for (count, more) in self.counts.iter_mut().zip(others.counts.iter()) {
             *count += more;
         }
+    }
+
+    /// Buckets that are not empty, with what is in them.
+    #[must_use]
+    pub fn sparse(&self) -> Vec<(usize, u64)> {
+        let counts = self.counts.iter().copied().enumerate();
+        counts.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// From [`Waits::sparse`]; what is in no bucket there is, is left out.
+    #[must_use]
+    pub fn from_sparse(buckets: &[(usize, u64)]) -> Self {
+        let mut waits = Self::default();
+        for (bucket, more) in buckets {
+            if let Some(count) = waits.counts.get_mut(*bucket) {
+                *count += more;
+            }
+        }
+        waits
     }
 
     /// The longest a wait in the quantile's bucket can be; nothing of none.
@@ -169,8 +280,43 @@ mod tests {
         assert_eq!(few.quantile(50), Duration::from_millis(7));
         few.note(Duration::MAX);
         assert_eq!(few.quantile(100), Duration::from_millis(u64::MAX));
-        waits.add(&few);
+        waits.add(&Waits::from_sparse(&few.sparse()));
+        assert_eq!(few.sparse().len(), 2);
         assert_eq!(waits.quantile(100), Duration::from_millis(u64::MAX));
+    }
+
+    #[test]
+    fn a_tally_follows_the_counts_of_another_process() {
+        let (whole, part) = (Tally::default(), Tally::default());
+        whole.connected.store(3, Ordering::Relaxed);
+        let mut before = part.counts();
+        let mut told = |part: &Tally| {
+            let after = part.counts();
+            whole.follow(&before, &after);
+            before = after;
+        };
+        part.connected.store(5, Ordering::Relaxed);
+        part.waited(Duration::from_millis(1));
+        part.reports_since(0, 2);
+        told(&part);
+        let connected = || whole.connected.load(Ordering::Relaxed);
+        assert_eq!((connected(), whole.reporting()), (8, 2));
+        part.connected.store(1, Ordering::Relaxed);
+        part.reports_since(0, 1);
+        told(&part);
+        assert_eq!((connected(), whole.reporting()), (4, 3));
+        assert_eq!(whole.acked.load(Ordering::Relaxed), 1);
+
+        // What was acknowledged before the part knew of the mark does not count after it.
+        whole.mark();
+        part.reports_since(0, 1);
+        told(&part);
+        assert_eq!(whole.reporting(), 0);
+        part.mark_as(whole.marks());
+        part.reports_since(0, 1);
+        part.reports_since(1, 4);
+        told(&part);
+        assert_eq!(whole.reporting(), 4);
     }
 
     #[test]
