@@ -13,6 +13,7 @@ pub mod answers;
 mod crowd;
 pub mod host;
 mod member;
+pub mod memory;
 mod part;
 mod room;
 mod serve;

@@ -19,6 +19,7 @@ use nexus_tests::{
     report,
     soak::{self, Victims},
     strangers,
+    swarm::memory,
 };
 use nexus_transport::Mode;
 
@@ -324,6 +325,7 @@ all        what each of them needs
 ";
 
 fn main() -> ExitCode {
+    memory::keep_large_things_apart();
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

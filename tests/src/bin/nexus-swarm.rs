@@ -16,7 +16,7 @@ use nexus_runtime::{shutdown::Signals, tasks::Tasks};
 use nexus_tests::{
     fault::{Fault, Outcome},
     figure::Figure,
-    swarm::{AGENTS_MAX, PART, Params, Swarm, answers::Answers, serve, tally::Waits},
+    swarm::{AGENTS_MAX, PART, Params, Swarm, answers::Answers, memory, serve, tally::Waits},
 };
 use nexus_transport::Mode;
 use serde_json::{Map, Value, json};
@@ -81,6 +81,7 @@ fn transport(text: &str) -> Result<Mode, String> {
 }
 
 fn main() -> ExitCode {
+    memory::keep_large_things_apart();
     let part = std::env::args_os().skip(1).eq([PART]);
     let cli = (!part).then(Cli::parse);
     let runtime = tokio::runtime::Builder::new_multi_thread()
