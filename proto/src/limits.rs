@@ -136,6 +136,8 @@ pub const SQL_BYTES: usize = 64 * 1024;
 
 /// Points of one answer about a metric, all of its series together.
 pub const METRIC_POINTS: usize = 250_000;
+/// Values that are read for one answer, or for a node and metric of `metric_history`, and held in memory meanwhile.
+pub const METRIC_VALUES: usize = 2_000_000;
 /// Points of one message of such an answer, which stays far below [`MESSAGE_BYTES`].
 pub const METRIC_POINTS_A_MESSAGE: usize = 4096;
 /// Label matchers of one question about a metric.

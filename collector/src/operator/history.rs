@@ -8,6 +8,7 @@ mod fold;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use nexus_proto::{
+    ids::NodeId,
     limits,
     metrics::{SeriesKey, SeriesType},
     operator::v1::{
@@ -16,7 +17,7 @@ use nexus_proto::{
     },
     time::Timestamp,
 };
-use nexus_store::{Ask, NodeRow, Store, StoreError};
+use nexus_store::{Ask, Line, NodeRow, Store, StoreError};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -50,6 +51,8 @@ struct Asked {
 enum Found {
     Series {
         kind: SeriesType,
+        /// How far points are apart; 0: they are samples.
+        step_ms: i64,
         series: Vec<Series>,
     },
     /// The metric has no points then, but has some.
@@ -60,6 +63,8 @@ enum Found {
     Unknown(BTreeSet<String>),
     /// More than an answer holds.
     TooMany(usize),
+    /// More than so many values must be read for it.
+    TooMuch(usize),
 }
 
 impl Operators {
@@ -76,15 +81,19 @@ impl Operators {
         let found = crate::reads::read(&self.tasks, &self.store, "metrics", work)
             .await
             .map_err(|error| of_store(&what, &error))?;
-        let (kind, series) = match found {
-            Found::Series { kind, series } => (kind, series),
+        let (kind, step_ms, series) = match found {
+            Found::Series {
+                kind,
+                step_ms,
+                series,
+            } => (kind, step_ms, series),
             other => return Err(asked.refusal(&what, other)),
         };
         let head = MetricHead {
             node_id: node.id.to_wire(),
             node: node.name,
             r#type: kind.to_wire().into(),
-            step_ms: u64::try_from(asked.step_ms).unwrap_or(0),
+            step_ms: u64::try_from(step_ms).unwrap_or(0),
             series: u64::try_from(series.len()).unwrap_or(u64::MAX),
         };
         Ok((head, series.iter().map(to_wire).collect()))
@@ -164,13 +173,13 @@ impl Asked {
                 };
                 hinted(status, &hint)
             }
-            Found::TooMany(points) => hinted(
-                Status::resource_exhausted(format!(
-                    "{what}: {name} has {points} points then, an answer holds {}",
-                    limits::METRIC_POINTS
-                )),
-                "ask for a longer step, a shorter range, or fewer series by their labels",
-            ),
+            Found::TooMany(points) => too_many(format!(
+                "{what}: {name} has {points} points then, an answer holds {}",
+                limits::METRIC_POINTS
+            )),
+            Found::TooMuch(values) => too_many(format!(
+                "{what}: {name} has more than {values} values then, as many are read for an answer"
+            )),
         }
     }
 
@@ -204,39 +213,90 @@ impl Asked {
     }
 }
 
+fn too_many(why: String) -> Status {
+    hinted(
+        Status::resource_exhausted(why),
+        "ask for a longer step, a shorter range, or fewer series by their labels",
+    )
+}
+
 /// What the store holds of it.
-fn read(store: &Store, node: nexus_proto::ids::NodeId, asked: &Asked) -> Result<Found, StoreError> {
-    let ask = |from, to| Ask {
+fn read(store: &Store, node: NodeId, asked: &Asked) -> Result<Found, StoreError> {
+    let ask = Ask {
         node,
-        name: &asked.name,
-        labels: &[],
-        from,
-        to,
+        wanted: &|key| key.name == asked.name && asked.matches(key),
+        from: asked.from,
+        to: asked.to,
         step: u64::try_from(asked.step_ms).ok().map(Duration::from_millis),
+        most: limits::METRIC_VALUES,
     };
-    let mut lines = store.points(&ask(asked.from, asked.to))?.lines;
-    let newest = store.newest(node);
-    let samples = newest.iter().flat_map(|newest| &newest.snapshot.samples);
-    if lines.is_empty() {
-        let all = store.points(&ask(Timestamp(i64::MIN), Timestamp(i64::MAX)))?;
-        let points = all.lines.iter().flat_map(|line| &line.points);
-        let times = points.map(|point| point.time);
-        return Ok(match (times.clone().min(), times.max()) {
-            (Some(first), Some(last)) => Found::Elsewhere { first, last },
-            _ => Found::Unknown(samples.map(|sample| sample.key.name.clone()).collect()),
-        });
+    let answer = match store.points(&ask) {
+        Err(StoreError::TooMany(values)) => return Ok(Found::TooMuch(values)),
+        answer => answer?,
+    };
+    if answer.lines.is_empty() {
+        return missing(store, &ask, asked);
     }
-    if !lines.iter().any(|line| asked.matches(&line.key.0)) {
-        return Ok(Found::NoMatch(lines.into_iter().map(|l| l.key.0).collect()));
-    }
-    lines.retain(|line| asked.matches(&line.key.0));
-    let kind = lines.last().map_or(SeriesType::Untyped, |line| line.key.1);
-    let series = fold::fold(lines, asked.step_ms);
+    let apart_ms = answer.resolution.apart_ms();
+    // Points of what is coarser than the step, or of no part of it, cannot be folded into it.
+    let step_ms = match (asked.step_ms, apart_ms) {
+        (step, 0) => step,
+        (step, apart) => (step.max(1) - 1)
+            .div_euclid(apart)
+            .saturating_add(1)
+            .saturating_mul(apart),
+    };
+    let (kind, lines) = one_line_a_series(answer.lines);
+    let series = fold::fold(lines, kind, step_ms, apart_ms);
     let count = series.iter().map(|series| series.points.len()).sum();
     if count > limits::METRIC_POINTS {
         return Ok(Found::TooMany(count));
     }
-    Ok(Found::Series { kind, series })
+    Ok(Found::Series {
+        kind,
+        step_ms,
+        series,
+    })
+}
+
+/// What there is where nothing was found.
+fn missing(store: &Store, ask: &Ask<'_>, asked: &Asked) -> Result<Found, StoreError> {
+    let named = store.known_series(&Ask {
+        wanted: &|key| key.name == asked.name,
+        ..*ask
+    })?;
+    let matching = named.iter().filter(|(key, _)| asked.matches(key));
+    let spans = matching.map(|(_, span)| *span);
+    let span = spans.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+    Ok(match span {
+        Some((first, last)) => Found::Elsewhere { first, last },
+        None if !named.is_empty() => Found::NoMatch(named.into_keys().collect()),
+        None => {
+            let newest = store.newest(ask.node);
+            let samples = newest.iter().flat_map(|newest| &newest.snapshot.samples);
+            Found::Unknown(samples.map(|sample| sample.key.name.clone()).collect())
+        }
+    })
+}
+
+/// A series that changed its type is several to the store, and one to whoever looks at it. The type is the newest.
+fn one_line_a_series(lines: Vec<Line>) -> (SeriesType, Vec<Line>) {
+    let newest = lines
+        .iter()
+        .max_by_key(|line| line.points.last().map(|point| point.time));
+    let kind = newest.map_or(SeriesType::Untyped, |line| line.key.1);
+    let mut merged: Vec<Line> = Vec::with_capacity(lines.len());
+    // They are sorted by their names and labels.
+    for line in lines {
+        match merged.last_mut() {
+            Some(same) if same.key.0 == line.key.0 => {
+                same.points.extend(line.points);
+                same.points.sort_by_key(|point| point.time);
+            }
+            _ => merged.push(line),
+        }
+    }
+    (kind, merged)
 }
 
 /// The names most like it.
@@ -311,33 +371,4 @@ fn point_to_wire(point: &Summary) -> MetricPoint {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_series_comes_in_pieces() {
-        let point = MetricPoint::default();
-        let series = |count| MetricSeries {
-            labels: Vec::new(),
-            points: vec![point; count],
-        };
-        let most = limits::METRIC_POINTS_A_MESSAGE;
-        for (points, expected) in [
-            (0, vec![0]),
-            (1, vec![1]),
-            (most, vec![most]),
-            (2 * most + 1, vec![most, most, 1]),
-        ] {
-            let lengths: Vec<_> = pieces(series(points)).map(|p| p.points.len()).collect();
-            assert_eq!(lengths, expected);
-        }
-    }
-
-    #[test]
-    fn names_are_offered_that_are_alike() {
-        let names = ["node_load1", "node_load15", "node_load5", "up"];
-        let names = names.map(str::to_owned).into();
-        assert_eq!(closest("node_lod1", &names).first(), Some(&"node_load1"));
-        assert!(closest("xyz", &names).is_empty());
-    }
-}
+mod tests;

@@ -19,6 +19,7 @@ mod keep;
 mod keyset;
 mod raw;
 mod read;
+mod reading;
 mod roll;
 mod rolled;
 mod schema;
@@ -33,8 +34,8 @@ pub(crate) use checks::{check_keys, check_raw, check_rollup, examples, read_raw,
 pub(crate) use file::{Cursor, Keep, MetricsFile, NodeBatch, Resume, resume};
 pub use file::{Held, Totals};
 pub(crate) use keep::Budget;
-pub use read::{Answer, Ask, Line, Point};
-pub(crate) use read::{Samples, points};
+pub use read::{Answer, Ask, Known, Line, Point};
+pub(crate) use read::{Samples, known, points, widen};
 pub use schema::Resolution;
 pub(crate) use schema::format;
 
@@ -45,7 +46,7 @@ pub(crate) const SKEW: Duration = Duration::from_secs(600);
 const WINDOW_MS: i64 = 2 * HOUR_MS;
 /// Windows of points of an hour.
 const DAY_MS: i64 = 24 * HOUR_MS;
-const HOUR_MS: i64 = 60 * MINUTE_MS;
+pub(crate) const HOUR_MS: i64 = 60 * MINUTE_MS;
 const MINUTE_MS: i64 = 60_000;
 
 /// A chunk is not what it should be, or would not be.

@@ -8,13 +8,14 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use rusqlite::{Connection, OpenFlags, config::DbConfig};
 use rusqlite_migration::{M, Migrations};
 
-use crate::StoreError;
+use crate::{StoreError, store::reading};
 
 /// A kind of file.
 #[derive(Debug)]
@@ -164,6 +165,28 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 pub(crate) fn finish(writer: &Connection) {
     if let Err(error) = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
         tracing::warn!(%error, "a file was closed with its WAL beside it");
+    }
+}
+
+/// Connections to a file for reading, so that a long answer does not hold up all others.
+#[derive(Debug)]
+pub(crate) struct Readers(Vec<Mutex<Connection>>);
+
+impl Readers {
+    /// How many may read at the same time.
+    const COUNT: usize = 4;
+
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let open = || Ok(Mutex::new(open_reader(path)?));
+        let readers = (0..Self::COUNT).map(|_| open());
+        Ok(Self(readers.collect::<Result<_, StoreError>>()?))
+    }
+
+    /// One that is free, if there is one.
+    pub(crate) fn get(&self) -> Result<MutexGuard<'_, Connection>, StoreError> {
+        let free = self.0.iter().find_map(|reader| reader.try_lock().ok());
+        let first = || self.0.first().map(reading);
+        free.or_else(first).ok_or(StoreError::Closed)
     }
 }
 

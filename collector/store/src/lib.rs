@@ -28,7 +28,7 @@ mod store;
 mod watch;
 mod writer;
 
-pub use chunks::{Answer, Ask, Held, Line, Point as RangePoint, Resolution, Totals};
+pub use chunks::{Answer, Ask, Held, Known, Line, Point as RangePoint, Resolution, Totals};
 pub use error::{SqliteFault, StoreError};
 pub use metrics::Settings;
 pub use query::{QueryOptions, QueryStream};

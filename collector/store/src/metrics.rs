@@ -10,6 +10,7 @@ use std::{
 use nexus_proto::{
     agent::v1::record::Body,
     ids::{Incarnation, NodeId},
+    limits,
     metrics::KeyPool,
     time::Timestamp,
 };
@@ -18,9 +19,9 @@ use rusqlite::Connection;
 
 use crate::{
     StoreError,
-    chunks::{self, Answer, Ask, Keep, MetricsFile, Resume, Samples, Totals},
+    chunks::{self, Answer, Ask, HOUR_MS, Keep, Known, MetricsFile, Resume, Samples, Totals},
     compact::{CUT_BYTES, Compaction},
-    db,
+    db::{self, Readers},
     entry::{Outcome, Reports},
     head::{
         self, Head,
@@ -89,7 +90,7 @@ pub(crate) struct Metrics {
     writer: Arc<HeadWriter>,
     path: PathBuf,
     head: Mutex<Connection>,
-    chunks: Mutex<Connection>,
+    chunks: Readers,
     memory: Shared,
     totals: Arc<Mutex<Totals>>,
     /// Of what brings reports into chunks.
@@ -142,7 +143,7 @@ impl Metrics {
             writer,
             path,
             head: Mutex::new(reader),
-            chunks: Mutex::new(db::open_reader(&folder.join(CHUNKS))?),
+            chunks: Readers::open(&folder.join(CHUNKS))?,
             memory,
             totals,
             health,
@@ -178,20 +179,43 @@ impl Metrics {
         for _ in 0..ATTEMPTS {
             // Chunks after the head: what is brought there meanwhile is in both, and counts once.
             if let Some(samples) = self.head_samples(ask)? {
-                return chunks::points(&reading(&self.chunks), ask, samples);
+                return chunks::points(&*self.chunks.get()?, ask, samples);
             }
         }
-        Err(StoreError::Query(
-            "the metrics were moved while they were read".to_owned(),
-        ))
+        Err(moved())
+    }
+
+    /// Series that there are, and when, whatever the time that is asked for.
+    pub(crate) fn known(&self, ask: &Ask<'_>) -> Result<Known, StoreError> {
+        let ask = &Ask {
+            from: Timestamp(i64::MIN),
+            to: Timestamp(i64::MAX),
+            ..*ask
+        };
+        for _ in 0..ATTEMPTS {
+            let Some(samples) = self.head_samples(ask)? else {
+                continue;
+            };
+            let mut known = chunks::known(&*self.chunks.get()?, ask)?;
+            for ((key, _), values) in &samples {
+                for (time, _) in values {
+                    chunks::widen(&mut known, key, (Timestamp(*time), Timestamp(*time)));
+                }
+            }
+            return Ok(known);
+        }
+        Err(moved())
     }
 
     /// What of it is in the head; `None` if rows were removed meanwhile.
     fn head_samples(&self, ask: &Ask<'_>) -> Result<Option<Samples>, StoreError> {
         let mut samples = Samples::new();
+        // A minute or hour begins before its first sample that is asked for.
+        let from = ask.from.as_ms().saturating_sub(HOUR_MS);
+        let mut held = 0;
         let rows = hold(&self.memory).rows(ask.node);
         let mut replay = Replay::default();
-        let (chunked, resume) = chunks::resume(&reading(&self.chunks), ask.node)?;
+        let (chunked, resume) = chunks::resume(&*self.chunks.get()?, ask.node)?;
         if let Some(resume) = resume {
             replay.take_up(&resume)?;
         }
@@ -204,17 +228,21 @@ impl Metrics {
                 |of| of == ask.node,
                 |taken| {
                     let time = taken.time.as_ms();
-                    if !(ask.from.as_ms()..=ask.to.as_ms()).contains(&time) {
+                    if !(from..=ask.to.as_ms()).contains(&time) || held > ask.most {
                         return;
                     }
                     for (key, kind, value) in taken.decoder.each() {
-                        let key = (Arc::clone(key), kind);
-                        if ask.wants(&key) {
+                        if (ask.wanted)(key) {
+                            held += 1;
+                            let key = (Arc::clone(key), kind);
                             samples.entry(key).or_default().push((time, value));
                         }
                     }
                 },
             )?;
+            if held > ask.most {
+                return Err(StoreError::TooMany(ask.most));
+            }
         }
         Ok(Some(samples))
     }
@@ -229,11 +257,11 @@ impl Metrics {
     ) -> Result<Vec<Point>, StoreError> {
         let answer = self.points(&Ask {
             node,
-            name,
-            labels: &[],
+            wanted: &|key| key.name == name,
             from,
             to,
             step: None,
+            most: limits::METRIC_VALUES,
         })?;
         let mut points: Vec<_> = answer
             .lines
@@ -263,6 +291,10 @@ impl Metrics {
     pub(crate) fn close(&self) {
         self.writer.close();
     }
+}
+
+fn moved() -> StoreError {
+    StoreError::Query("the metrics were moved while they were read".to_owned())
 }
 
 /// What is known of a node from where it stood when its chunks were made.

@@ -34,7 +34,7 @@ use crate::{
     rows::{Value, ViewInfo},
 };
 
-pub(crate) use newest::{NodeMetrics, Shown};
+pub(crate) use newest::{Fetch, NodeMetrics};
 
 /// Rows of one batch.
 const BATCH_ROWS: usize = 256;
@@ -113,8 +113,7 @@ pub(crate) struct Places {
 pub(crate) struct Metrics {
     pub(crate) tails: Arc<live::Ask>,
     pub(crate) nodes: Arc<Vec<NodeMetrics>>,
-    #[expect(clippy::type_complexity, reason = "a callback of two words")]
-    pub(crate) history: Arc<dyn Fn(&str, &str) -> Result<Vec<Shown>, String> + Send + Sync>,
+    pub(crate) history: Arc<Fetch>,
 }
 
 /// The views, for people.

@@ -1,17 +1,18 @@
 //! The facade: one value that stands for the whole store.
 
+mod reads;
+mod sql;
+
 use std::{
-    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use nexus_proto::{
-    ids::{Incarnation, JobId, Lane, NodeId, Slot, TokenId},
+    ids::{NodeId, Slot},
     metrics::KeyPool,
     operator::v1::AuditRow,
-    time::Timestamp,
 };
 use nexus_runtime::clock::Clock;
 
@@ -21,20 +22,15 @@ use tokio::sync::Semaphore;
 use crate::{
     StoreError,
     audit::{self, AuditWriter, Head},
-    chunks::{Answer, Ask, Totals},
     compact::Compactor,
     control::{self, Control},
     db::{self, FolderLock},
     entry::{AuditHead, ControlEntry, Entry, Outcome, Reports, SlotTable},
-    head::live::Tail,
     log,
     metrics::{self, Metrics, Settings},
-    query::{self, NodeMetrics, Places, QueryOptions, QueryStream},
-    rows::{
-        JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow,
-        TrustRow, ViewInfo,
-    },
-    shard::{self, Shard, schema::METRICS_APART},
+    query,
+    rows::ViewInfo,
+    shard::{Shard, schema::METRICS_APART},
     watch::Watches,
     writer::{Projection as _, Writer, chain},
 };
@@ -395,275 +391,14 @@ impl Store {
         Ok(())
     }
 
-    /// Up to `limit` rows of the audit chain from `from_seq` on.
-    pub fn audit_rows(&self, from_seq: u64, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
-        audit::rows(&reading(&self.inner.audit_reader), from_seq, limit)
-    }
-
-    /// A node.
-    pub fn node(&self, id: NodeId) -> Result<Option<NodeRow>, StoreError> {
-        let shard = self.shard_for(id)?;
-        let mut row = shard::reads::node(&reading(&shard.reader), self.shard_of(id), id)?;
-        if let Some(row) = &mut row {
-            row.last_seen = row.last_seen.max(shard.metrics.heard(id));
-        }
-        Ok(row)
-    }
-
-    /// The nodes that a name or an id means: none, one, or those that share the name.
-    pub fn nodes_called(&self, name: &str) -> Result<Vec<NodeRow>, StoreError> {
-        if let Ok(id) = name.parse::<NodeId>() {
-            return Ok(self.node(id)?.into_iter().collect());
-        }
-        let mut nodes = Vec::new();
-        for (number, shard) in (0..).zip(&self.inner.shards) {
-            nodes.extend(shard::reads::nodes_named(
-                &reading(&shard.reader),
-                number,
-                name,
-            )?);
-        }
-        Ok(nodes)
-    }
-
-    /// How many nodes there are.
-    pub fn node_count(&self) -> Result<u64, StoreError> {
-        let shards = self.inner.shards.iter();
-        shards
-            .map(|shard| shard::reads::node_count(&reading(&shard.reader)))
-            .sum()
-    }
-
-    /// Every node, by name; as it was at `as_of`, if given.
-    pub fn nodes(&self, as_of: Option<Timestamp>) -> Result<Vec<NodeRow>, StoreError> {
-        let mut nodes = Vec::new();
-        for (number, shard) in (0..).zip(&self.inner.shards) {
-            let mut rows = shard::reads::nodes(&reading(&shard.bulk), number, as_of)?;
-            for row in &mut rows {
-                let heard = shard.metrics.heard(row.id);
-                let heard = heard.filter(|heard| as_of.is_none_or(|then| *heard <= then));
-                row.last_seen = row.last_seen.max(heard);
-            }
-            nodes.extend(rows);
-        }
-        nodes.sort_by(|a, b| a.name.cmp(&b.name).then(a.id.cmp(&b.id)));
-        Ok(nodes)
-    }
-
-    /// The highest committed seq of each lane of an incarnation; 0 where there is none.
-    pub fn cursors(&self, node: NodeId, of: Incarnation) -> Result<[(Lane, u64); 3], StoreError> {
-        let shard = self.shard_for(node)?;
-        let mut cursors = shard::reads::cursors(&reading(&shard.reader), node, of)?;
-        let reports = shard.metrics.tail(node, of).seq;
-        for (_, seq) in cursors
-            .iter_mut()
-            .filter(|(lane, _)| *lane == Lane::Metrics)
-        {
-            // Whichever is higher: each holds what came before it.
-            *seq = reports.max(*seq);
-        }
-        Ok(cursors)
-    }
-
-    /// The sections held of a node.
-    pub fn sections(&self, node: NodeId) -> Result<Vec<SectionRow>, StoreError> {
-        shard::reads::sections(&reading(&self.shard_for(node)?.reader), node)
-    }
-
-    /// A job.
-    pub fn job(&self, job: JobId) -> Result<Option<JobRow>, StoreError> {
-        control::reads::job(&reading(&self.inner.control_reader), job)
-    }
-
-    /// Jobs that have not ended.
-    pub fn active_jobs(&self) -> Result<Vec<JobRow>, StoreError> {
-        control::reads::active_jobs(&reading(&self.inner.control_reader))
-    }
-
-    /// Every run of a job, by node id.
-    pub fn runs(&self, job: JobId) -> Result<Vec<RunRow>, StoreError> {
-        let mut runs = Vec::new();
-        for shard in &self.inner.shards {
-            runs.extend(shard::reads::runs(&reading(&shard.bulk), job, None)?);
-        }
-        runs.sort_by_key(|run| run.node);
-        Ok(runs)
-    }
-
-    /// One run.
-    pub fn run(&self, job: JobId, node: NodeId) -> Result<Option<RunRow>, StoreError> {
-        let runs = shard::reads::runs(&reading(&self.shard_for(node)?.reader), job, Some(node))?;
-        Ok(runs.into_iter().next())
-    }
-
-    /// Runs of a job by state.
-    pub fn run_counts(&self, job: JobId) -> Result<BTreeMap<RunState, u64>, StoreError> {
-        let mut counts = BTreeMap::new();
-        for shard in &self.inner.shards {
-            shard::reads::run_counts(&reading(&shard.bulk), job, &mut counts)?;
-        }
-        Ok(counts)
-    }
-
-    /// Output of a job's runs on one shard that arrived after row `after` (0: from the first), at most
-    /// `limit` pieces.
-    pub fn run_outputs(
-        &self,
-        job: JobId,
-        shard: u16,
-        after: i64,
-        limit: usize,
-    ) -> Result<Vec<OutputRow>, StoreError> {
-        shard::reads::run_outputs(&reading(&self.shard(shard)?.bulk), job, after, limit)
-    }
-
-    /// A version that rises whenever a run of the job, its output or the job itself changed.
-    #[must_use]
-    pub fn watch(&self, job: JobId) -> tokio::sync::watch::Receiver<u64> {
-        self.inner.watches.watch(job)
-    }
-
-    /// A token.
-    pub fn token(&self, id: TokenId) -> Result<Option<TokenRow>, StoreError> {
-        control::reads::token(&reading(&self.inner.control_reader), id)
-    }
-
-    /// The signer policy in force.
-    pub fn trust(&self) -> Result<TrustRow, StoreError> {
-        control::reads::trust(&reading(&self.inner.control_reader))
-    }
-
-    /// The signing key of an operator's newest login.
-    pub fn signing_key(&self, operator: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        control::reads::signing_key(&reading(&self.inner.control_reader), operator)
-    }
-
-    /// The newest report of a node.
-    #[must_use]
-    pub fn newest(&self, node: NodeId) -> Option<Newest> {
-        self.shard_for(node).ok()?.metrics.newest(node)
-    }
-
-    /// Points of series of a node, both ends included.
-    pub fn points(&self, ask: &Ask<'_>) -> Result<Answer, StoreError> {
-        self.shard_for(ask.node)?.metrics.points(ask)
-    }
-
     /// Brings all metric reports into chunks, without waiting until it is time.
     pub async fn compact_metrics(&self) -> Result<(), StoreError> {
         self.inner.compactor.now().await
     }
 
-    /// What the chunks of metrics hold, a shard each.
-    #[must_use]
-    pub fn metrics_held(&self) -> Vec<Totals> {
-        let shards = self.inner.shards.iter();
-        shards.map(|shard| shard.metrics.totals()).collect()
-    }
-
-    /// Values of a metric of a node, in order of time, both ends included.
-    pub fn history(
-        &self,
-        node: NodeId,
-        name: &str,
-        from: Timestamp,
-        to: Timestamp,
-    ) -> Result<Vec<Point>, StoreError> {
-        self.shard_for(node)?.metrics.history(node, name, from, to)
-    }
-
     /// Makes a shard's projections anew from its log.
     pub async fn rebuild_projections(&self, shard: u16) -> Result<(), StoreError> {
         self.shard(shard)?.writer.rebuild().await
-    }
-
-    /// BLAKE3 over the logical rows of a shard's projections: equal logs give equal digests.
-    pub fn digest(&self, shard: u16) -> Result<[u8; 32], StoreError> {
-        shard::reads::digest(&reading(&self.shard(shard)?.bulk))
-    }
-
-    /// Runs one read-only statement over the documented views.
-    pub async fn query(&self, sql: &str, options: QueryOptions) -> Result<QueryStream, StoreError> {
-        let inner = &self.inner;
-        let permit = Arc::clone(&inner.queries)
-            .acquire_owned()
-            .await
-            .map_err(|_| StoreError::Closed)?;
-        let state = |number: u16| shard_folder(&inner.dir, number).join("state.db");
-        let places = Places {
-            shards: (0..self.shards()).map(state).collect(),
-            control: inner.dir.join("control").join("state.db"),
-            audit: inner.dir.join("audit.db"),
-        };
-        let until = options.as_of.unwrap_or(Timestamp(i64::MAX));
-        // Weak, so that a query that goes on does not keep a closed store's folder.
-        let weak = Arc::downgrade(&self.inner);
-        let history = move |id: &str, name: &str| {
-            let node: NodeId = id
-                .parse()
-                .map_err(|e: nexus_proto::ids::IdError| e.to_string())?;
-            let store = Store {
-                inner: weak.upgrade().ok_or("the store is closed")?,
-            };
-            let points = store
-                .history(node, name, Timestamp(i64::MIN), until)
-                .map_err(|e| e.to_string())?;
-            Ok(points
-                .into_iter()
-                .map(|point| (point.key, point.value, point.time))
-                .collect())
-        };
-        let weak = Arc::downgrade(&self.inner);
-        let seen = options.nodes.clone();
-        let tails = move |node: NodeId, of: Option<Incarnation>| {
-            let permitted = seen.as_ref().is_none_or(|ids| ids.contains(&node));
-            let inner = weak.upgrade().filter(|_| permitted);
-            inner
-                .and_then(|inner| {
-                    let shard = Store { inner };
-                    let shard = shard.shard_for(node).ok()?;
-                    Some(match of {
-                        Some(of) => shard.metrics.tail(node, of),
-                        None => Tail {
-                            received: shard.metrics.heard(node).unwrap_or_default(),
-                            ..Tail::default()
-                        },
-                    })
-                })
-                .unwrap_or_default()
-        };
-        let wanted = query::names_metrics(sql);
-        let permitted = options.nodes.clone();
-        let weak = Arc::downgrade(&self.inner);
-        let metrics = move || {
-            let mut shown = Vec::new();
-            if wanted {
-                let store = Store {
-                    inner: weak.upgrade().ok_or(StoreError::Closed)?,
-                };
-                let mut nodes = store.nodes(None)?;
-                nodes.retain(|node| permitted.as_ref().is_none_or(|ids| ids.contains(&node.id)));
-                shown.extend(nodes.into_iter().map(|node| NodeMetrics {
-                    id: node.id.to_string(),
-                    name: node.name,
-                    newest: store.newest(node.id),
-                }));
-            }
-            Ok(query::Metrics {
-                tails: Arc::new(tails),
-                nodes: Arc::new(shown),
-                history: Arc::new(history),
-            })
-        };
-        query::start(
-            sql.to_owned(),
-            options,
-            places,
-            metrics,
-            inner.clock.clone(),
-            permit,
-        )
-        .await
     }
 
     /// The views a query may name.

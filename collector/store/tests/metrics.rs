@@ -205,3 +205,52 @@ async fn reports_wait_as_long_as_is_set() {
     }
     world.check();
 }
+
+#[tokio::test]
+async fn history_of_a_time_has_the_samples_that_are_kept_of_it() {
+    let mut world = World::new().await;
+    world.report(6).await;
+    for hours in [0, 6, 60] {
+        world
+            .clock
+            .advance(std::time::Duration::from_secs(hours * 3600));
+        world.store.compact_metrics().await.unwrap();
+    }
+    assert_eq!(world.samples(), 0);
+    let (node, life) = world.nodes[0];
+    world.clock.advance(std::time::Duration::from_secs(7));
+    let now = world.clock.now();
+    let reports = Reports::encode(node, life, 99, vec![(7, now, snapshot(0, 7))]);
+    world.store.append_reports(reports).await.unwrap();
+    let minute = |time: i64| Timestamp(time / 60_000 * 60_000);
+    let old = [minute(START), minute(START + 60_000)];
+    let text = now.to_string();
+    let day = text.get(..10).unwrap();
+    for (bound, times) in [
+        (String::new(), vec![old[0], old[1], minute(now.as_ms())]),
+        (format!("AND time >= '{now}'"), vec![now]),
+        (
+            format!("AND time > '{day}' AND time < '{day}T99'"),
+            vec![now],
+        ),
+        (format!("AND time < '{day}'"), old.to_vec()),
+        (format!("AND time = '{now}'"), vec![now]),
+    ] {
+        let sql = format!(
+            "SELECT time FROM metric_history WHERE node = 'node-0' AND name = 'level' {bound} ORDER BY time"
+        );
+        let mut answer = world
+            .store
+            .query(&sql, nexus_store::QueryOptions::default())
+            .await
+            .unwrap();
+        let mut found = Vec::new();
+        while let Some(rows) = answer.next().await {
+            found.extend(rows.unwrap());
+        }
+        let expected = times
+            .into_iter()
+            .map(|time| vec![nexus_store::Value::Text(time.to_string())]);
+        assert_eq!(found, expected.collect::<Vec<_>>(), "{bound}");
+    }
+}

@@ -57,10 +57,17 @@ impl Canvas {
         Self { from, to, ..self }
     }
 
-    /// The step that makes about a point a column.
+    /// The step that makes about a point a column: whole minutes or hours where it is that long, which are what a
+    /// collector keeps for longer.
     pub(super) fn step(&self, span: Duration) -> Duration {
         let columns = u32::try_from(self.width).unwrap_or(u32::MAX);
-        Duration::from_secs((span / columns).as_secs() + 1)
+        let step = (span / columns).as_secs() + 1;
+        let whole = match step {
+            3601.. => 3600,
+            61.. => 60,
+            _ => 1,
+        };
+        Duration::from_secs(step.next_multiple_of(whole))
     }
 
     /// The plot, its axes, and what each line is.

@@ -37,21 +37,23 @@ pub(super) struct Summary {
     pub(super) increase_ms: u64,
 }
 
-/// Points in order of time become points of a step. Without a step each stays as it is.
-pub(super) fn fold(lines: Vec<Line>, step_ms: i64) -> Vec<Series> {
-    let series = lines.into_iter().map(|line| {
-        let (key, kind) = line.key;
-        let points = folded(&line.points, kind == SeriesType::Counter, step_ms);
-        Series { key, points }
+/// Points in order of time, so far apart or samples, become points of a step. Without a step each stays as it is.
+pub(super) fn fold(lines: Vec<Line>, kind: SeriesType, step_ms: i64, apart_ms: i64) -> Vec<Series> {
+    let counter = kind == SeriesType::Counter;
+    let series = lines.into_iter().map(|line| Series {
+        key: line.key.0,
+        points: folded(&line.points, counter, step_ms, apart_ms),
     });
     series.collect()
 }
 
-fn folded(points: &[RangePoint], counter: bool, step_ms: i64) -> Vec<Summary> {
+fn folded(points: &[RangePoint], counter: bool, step_ms: i64, apart_ms: i64) -> Vec<Summary> {
     let mut summaries: Vec<Summary> = Vec::new();
     for point in points {
         let rise = match summaries.last() {
             Some(before) if counter => risen(before, point),
+            // What a minute or hour knows by itself.
+            None if counter => point.increase.zip(u64::try_from(apart_ms).ok()),
             _ => None,
         };
         let start = match step_ms {
@@ -130,7 +132,7 @@ mod tests {
                 increase: None,
             })
             .collect();
-        super::folded(&points, counter, step)
+        super::folded(&points, counter, step, 0)
     }
 
     #[test]
@@ -171,6 +173,27 @@ mod tests {
             rises,
             [(Some(2.0), 500), (Some(4.0), 1000), (Some(3.0), 1000)]
         );
+    }
+
+    #[test]
+    fn the_first_minute_of_an_answer_rises_by_what_it_knows() {
+        let minute = |n: i64, last: f64, increase: f64| RangePoint {
+            time: Timestamp(n * 60_000),
+            min: last,
+            max: last,
+            sum: last,
+            count: 6,
+            last,
+            increase: Some(increase),
+        };
+        let points = [
+            minute(0, 60.0, 6.0),
+            minute(1, 72.0, 12.0),
+            minute(2, 75.0, 3.0),
+        ];
+        let of = super::folded(&points, true, 120_000, 60_000);
+        let rises: Vec<_> = of.iter().map(|p| (p.increase, p.increase_ms)).collect();
+        assert_eq!(rises, [(Some(18.0), 120_000), (Some(3.0), 60_000)]);
     }
 
     #[test]

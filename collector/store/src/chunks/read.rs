@@ -1,44 +1,49 @@
 //! Points of a node's series, from what of them still exists.
+//!
+//! Windows that are rolled up are read from the rollup. Those that are still to be, or are to be made anew, are rolled
+//! up here, and so is what came after all chunks.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
     time::Duration,
 };
 
-use nexus_proto::{ids::NodeId, time::Timestamp};
+use nexus_proto::{ids::NodeId, metrics::SeriesKey, time::Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{
-    Key,
-    file::{blob, number_of},
-    keyset,
-    raw::{Kind, Reports, Unpacker},
-    roll::rolled_points,
+    DAY_MS, Key, WINDOW_MS,
+    file::number_of,
+    reading::{KeyLists, Reading, in_order, raw_samples, rolled_points},
+    roll::{last_before, renew},
     rolled::{Lines, Roller, window},
     schema::Resolution,
 };
-use crate::{StoreError, writer::chain};
+use crate::StoreError;
+
+/// Spans that are read one by one; of more, all that is between them is read too.
+const SPANS: usize = 16;
 
 /// Which points are wanted.
-#[derive(Debug, Clone)]
+#[derive(Clone, Copy)]
 pub struct Ask<'a> {
     pub node: NodeId,
-    pub name: &'a str,
-    /// Labels that a series must have.
-    pub labels: &'a [(String, String)],
+    /// Of which series.
+    pub wanted: &'a dyn Fn(&SeriesKey) -> bool,
     pub from: Timestamp,
     pub to: Timestamp,
     /// How far apart points should be.
     pub step: Option<Duration>,
+    /// How many values may be read for it.
+    pub most: usize,
 }
 
-impl Ask<'_> {
-    pub(crate) fn wants(&self, key: &Key) -> bool {
-        key.0.name == self.name
-            && self
-                .labels
-                .iter()
-                .all(|(name, value)| key.0.label(name) == Some(value))
+impl fmt::Debug for Ask<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node, from, to, .. } = self;
+        write!(f, "Ask({node}, {from} to {to}, {:?})", self.step)
     }
 }
 
@@ -89,6 +94,9 @@ pub struct Answer {
 /// Samples by series, in the order in which they came.
 pub(crate) type Samples = BTreeMap<Key, Vec<(i64, f64)>>;
 
+/// Series, and between which times there is something of each.
+pub type Known = BTreeMap<Arc<SeriesKey>, (Timestamp, Timestamp)>;
+
 /// The points that were asked for. `head` are samples that came later than all that is in the file.
 pub(crate) fn points(
     connection: &Connection,
@@ -97,50 +105,25 @@ pub(crate) fn points(
 ) -> Result<Answer, StoreError> {
     // One transaction: chunks are replaced meanwhile.
     let read = connection.unchecked_transaction()?;
-    let number = number_of(&read, ask.node)?;
-    let resolution = match number {
-        Some(number) => choose(&read, number, ask)?,
-        None => by_step(ask.step),
+    // Numbers begin at 1.
+    let number = number_of(&read, ask.node)?.unwrap_or(0);
+    let resolution = choose(&read, number, ask)?;
+    let wanted = |key: &Key| (ask.wanted)(&key.0);
+    let mut source = Source {
+        tx: &read,
+        of: (number, ask.node),
+        head,
+        reading: Reading::some(&wanted, ask.most),
     };
-    let length = resolution.length();
-    let span = (window(ask.from.as_ms(), length), ask.to.as_ms());
-    let mut lines = Lines::new();
-    let mut samples = Samples::new();
-    let wants = |key: &Key| ask.wants(key);
-    let mut reading = Reading::some(&wants, usize::MAX);
-    // What is not rolled up yet is rolled up here.
-    let mut after = i64::MIN;
-    if let Some(number) = number {
-        let of = (number, ask.node);
-        if resolution != Resolution::Raw {
-            rolled_points(&read, of, resolution, span, &mut reading, &mut lines)?;
-            after = last_of(&read, number, resolution)?
-                .map_or(i64::MIN, |last| last.saturating_add(length));
-        }
-        let span = (span.0.max(after), span.1);
-        samples = raw_samples(&read, of, span, &mut reading)?;
-    }
-    for (key, values) in head {
-        if ask.wants(&key) {
-            let spans = |time: i64| time >= span.0.max(after) && time <= span.1;
-            let values = values.into_iter().filter(|(time, _)| spans(*time));
-            samples.entry(key).or_default().extend(values);
-        }
-    }
-    for (key, mut values) in samples {
-        in_order(&mut values);
-        let line = lines.entry(key.clone()).or_default();
-        if resolution == Resolution::Raw {
-            let points = values.into_iter();
-            line.extend(points.map(|(time, value)| Point::of_sample(time, value)));
-            continue;
-        }
-        let mut roller = Roller::new(length, key.1, line.last().map(|point| point.last));
-        for (time, value) in values {
-            roller.add(time, value);
-        }
-        line.extend(roller.finish());
-    }
+    let span = (
+        window(ask.from.as_ms(), resolution.length()),
+        ask.to.as_ms(),
+    );
+    let lines = match resolution {
+        Resolution::Raw => source.raw(span)?,
+        Resolution::Minute => source.minutes(span)?,
+        Resolution::Hour => source.hours(span)?,
+    };
     Ok(Answer {
         resolution,
         lines: lines
@@ -151,12 +134,54 @@ pub(crate) fn points(
     })
 }
 
-/// The coarsest points that are as near to each other as was asked for.
+/// Which of the series that are asked for are in chunks, whenever that was.
+pub(crate) fn known(connection: &Connection, ask: &Ask<'_>) -> Result<Known, StoreError> {
+    let read = connection.unchecked_transaction()?;
+    let mut known = Known::new();
+    let Some(number) = number_of(&read, ask.node)? else {
+        return Ok(known);
+    };
+    for resolution in Resolution::ALL {
+        let sql = format!(
+            "SELECT keyset, min(from_ms), max(to_ms) FROM {} WHERE node = ?1 GROUP BY keyset",
+            resolution.table()
+        );
+        let mut lists = read.prepare_cached(&sql)?;
+        let mut lists = lists.query([number])?;
+        while let Some(row) = lists.next()? {
+            let span = (Timestamp(row.get(1)?), Timestamp(row.get(2)?));
+            // One at a time: a node may have had many.
+            let mut keys = KeyLists::default();
+            let keys = keys.get(&read, row.get(0)?)?.iter();
+            for (key, _) in keys.filter(|(key, _)| (ask.wanted)(key)) {
+                widen(&mut known, key, span);
+                if known.len() > ask.most {
+                    return Err(StoreError::TooMany(ask.most));
+                }
+            }
+        }
+    }
+    Ok(known)
+}
+
+pub(crate) fn widen(
+    known: &mut Known,
+    key: &Arc<SeriesKey>,
+    (first, last): (Timestamp, Timestamp),
+) {
+    let span = known.entry(Arc::clone(key)).or_insert((first, last));
+    *span = (span.0.min(first), span.1.max(last));
+}
+
+/// The coarsest points that a step of that length is made of.
 fn by_step(step: Option<Duration>) -> Resolution {
     let step = step.map_or(0, |step| step.as_millis());
     let coarsest = [Resolution::Hour, Resolution::Minute].into_iter();
     coarsest
-        .filter(|resolution| u128::from(resolution.length().unsigned_abs()) <= step)
+        .filter(|resolution| {
+            let length = u128::from(resolution.length().unsigned_abs());
+            length <= step && step.is_multiple_of(length)
+        })
         .max()
         .unwrap_or(Resolution::Raw)
 }
@@ -164,16 +189,20 @@ fn by_step(step: Option<Duration>) -> Resolution {
 /// What was asked for, or what is coarser when only that reaches back far enough.
 fn choose(connection: &Connection, node: i64, ask: &Ask<'_>) -> Result<Resolution, StoreError> {
     let wanted = by_step(ask.step);
+    let from = ask.from.as_ms();
     let first = |resolution: Resolution| {
         let sql = format!(
-            "SELECT from_ms FROM {} WHERE node = ?1 AND to_ms >= ?2 ORDER BY to_ms LIMIT 1",
+            "SELECT from_ms, to_ms FROM {} WHERE node = ?1 AND to_ms >= ?2 ORDER BY to_ms LIMIT 1",
             resolution.table()
         );
         let mut select = connection.prepare_cached(&sql)?;
-        let first = select.query_row(params![node, ask.from.as_ms()], |row| row.get(0));
-        // What it has before the span is of no use.
-        let first: Option<i64> = first.optional()?;
-        Ok::<_, rusqlite::Error>(first.map(|first| first.max(ask.from.as_ms())))
+        // What is there from shortly before says that nothing of the span is gone: it only began with an outage.
+        let first = select.query_row(params![node, from.saturating_sub(DAY_MS)], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        });
+        let first: Option<(i64, i64)> = first.optional()?;
+        let begins = |(first, last): (i64, i64)| if last < from { from } else { first.max(from) };
+        Ok::<_, rusqlite::Error>(first.map(begins))
     };
     let mut begins = first(wanted)?;
     let mut chosen = wanted;
@@ -189,156 +218,119 @@ fn choose(connection: &Connection, node: i64, ask: &Ask<'_>) -> Result<Resolutio
     Ok(chosen)
 }
 
-/// The last point that was rolled up.
-fn last_of(
-    connection: &Connection,
-    node: i64,
-    resolution: Resolution,
-) -> Result<Option<i64>, StoreError> {
-    let sql = format!(
-        "SELECT max(to_ms) FROM {} WHERE node = ?1",
-        resolution.table()
-    );
-    let mut select = connection.prepare_cached(&sql)?;
-    Ok(select.query_row([node], |row| row.get(0))?)
+/// Where points are made of.
+struct Source<'a> {
+    tx: &'a Connection,
+    of: (i64, NodeId),
+    head: Samples,
+    reading: Reading<'a>,
 }
 
-/// By time; of the same time the last.
-pub(super) fn in_order(values: &mut Vec<(i64, f64)>) {
-    let rising = |pair: &[(i64, f64)]| matches!(pair, [a, b] if a.0 < b.0);
-    if !values.windows(2).all(rising) {
-        values.sort_by_key(|(time, _)| *time);
-        values.reverse();
-        values.dedup_by_key(|(time, _)| *time);
-        values.reverse();
-    }
-}
-
-/// How chunks are read: which series of them, and how many values at most.
-pub(super) struct Reading<'a> {
-    wanted: &'a dyn Fn(&Key) -> bool,
-    /// How many more there may be.
-    left: usize,
-    /// How many there may be.
-    most: usize,
-    /// One that is damaged is told of and passed over. Else it is an error.
-    passes_over: bool,
-}
-
-impl<'a> Reading<'a> {
-    /// Fails at what is damaged, and at more values than that.
-    pub(super) fn some(wanted: &'a dyn Fn(&Key) -> bool, most: usize) -> Self {
-        Self {
-            wanted,
-            left: most,
-            most,
-            passes_over: false,
-        }
-    }
-
-    /// All that can be read.
-    pub(super) fn all() -> Self {
-        Self {
-            wanted: &|_| true,
-            left: usize::MAX,
-            most: usize::MAX,
-            passes_over: true,
-        }
-    }
-
-    pub(super) fn wants(&self, key: &Key) -> bool {
-        (self.wanted)(key)
-    }
-
-    /// Counts values that are about to be held.
-    pub(super) fn count(&mut self, values: usize) -> Result<(), StoreError> {
-        let left = self.left.checked_sub(values);
-        self.left = left.ok_or(StoreError::TooMany(self.most))?;
-        Ok(())
-    }
-
-    /// What was read of a chunk; `None` if it is damaged and can be passed over.
-    pub(super) fn readable<T>(&self, read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-        match read {
-            Ok(read) => Ok(Some(read)),
-            Err(error @ StoreError::Corrupt { .. }) if self.passes_over => {
-                tracing::error!(error = chain(&error), "metrics are lost");
-                Ok(None)
+impl Source<'_> {
+    /// Samples between two times, both included, by time.
+    fn samples(&mut self, (from, to): (i64, i64)) -> Result<Samples, StoreError> {
+        let mut samples = raw_samples(self.tx, self.of, (from, to), &mut self.reading)?;
+        for (key, values) in &self.head {
+            let values = values.iter().copied();
+            let mut values = values
+                .filter(|(time, _)| (from..=to).contains(time))
+                .peekable();
+            if self.reading.wants(key) && values.peek().is_some() {
+                samples.entry(key.clone()).or_default().extend(values);
             }
-            Err(error) => Err(error),
         }
+        samples.values_mut().for_each(in_order);
+        Ok(samples)
     }
-}
 
-/// What raw chunks have between two times, both included.
-pub(super) fn raw_samples(
-    connection: &Connection,
-    (number, node): (i64, NodeId),
-    (from, to): (i64, i64),
-    reading: &mut Reading<'_>,
-) -> Result<Samples, StoreError> {
-    let mut samples = Samples::new();
-    let mut keys = KeyLists::default();
-    let mut unpacker = Unpacker::new()?;
-    let mut chunks = connection.prepare_cached(
-        "SELECT id, keyset, body FROM raw WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3 ORDER BY id",
-    )?;
-    let mut chunks = chunks.query(params![number, from, to])?;
-    while let Some(row) = chunks.next()? {
-        let list = keys.get(connection, row.get(1)?);
-        let Some(keys) = reading.readable(list)? else {
-            continue;
-        };
-        let wanted: Vec<bool> = keys.iter().map(|key| reading.wants(key)).collect();
-        if !wanted.contains(&true) {
-            continue;
-        }
-        let read = unpacker
-            .unpack(Kind::Raw, blob(row, 2)?)
-            .and_then(|body| {
-                let wanted = |index: usize| wanted.get(index) == Some(&true);
-                Reports::read(body, keys.len(), wanted)
-            })
-            .map_err(|e| {
-                let id: i64 = row.get(0).unwrap_or_default();
-                StoreError::corrupt(&format!("chunk {id} of raw metrics of node {node}"), e)
+    fn raw(&mut self, span: (i64, i64)) -> Result<Lines, StoreError> {
+        let of_sample = |(time, value)| Point::of_sample(time, value);
+        let samples = self.samples(span)?.into_iter();
+        Ok(samples
+            .map(|(key, values)| (key, values.into_iter().map(of_sample).collect()))
+            .collect())
+    }
+
+    fn minutes(&mut self, span: (i64, i64)) -> Result<Lines, StoreError> {
+        let mut lines = self.rolled(Resolution::Minute, span)?;
+        for open in spans(&self.open(Resolution::Minute, span)?, WINDOW_MS, span) {
+            let mut previous = last_before(self.tx, self.of, open.0, &mut self.reading)?;
+            let made = self.samples(open)?.into_iter().map(|(key, values)| {
+                let mut roller =
+                    Roller::new(Resolution::Minute.length(), key.1, previous.remove(&key));
+                for (time, value) in values {
+                    roller.add(time, value);
+                }
+                (key, roller.finish())
             });
-        let Some(reports) = reading.readable(read)? else {
-            continue;
-        };
-        for series in &reports.series {
-            if let Some(key) = keys.get(series.index) {
-                let found = reports.points(series);
-                let found = found.filter(|(time, _)| (from..=to).contains(time));
-                let values = samples.entry(key.clone()).or_default();
-                let before = values.len();
-                values.extend(found);
-                reading.count(values.len() - before)?;
-            }
+            renew(&mut lines, made.collect());
         }
+        Ok(lines)
     }
-    Ok(samples)
+
+    fn hours(&mut self, span: (i64, i64)) -> Result<Lines, StoreError> {
+        let mut lines = self.rolled(Resolution::Hour, span)?;
+        let mut open = self.open(Resolution::Hour, span)?;
+        let minutes = self.open(Resolution::Minute, span)?.into_iter();
+        open.extend(minutes.map(|start| window(start, DAY_MS)));
+        for open in spans(&open, DAY_MS, span) {
+            let made = self.minutes(open)?.into_iter().map(|(key, points)| {
+                let mut roller = Roller::new(Resolution::Hour.length(), key.1, None);
+                for point in points {
+                    roller.add_point(point);
+                }
+                (key, roller.finish())
+            });
+            renew(&mut lines, made.collect());
+        }
+        Ok(lines)
+    }
+
+    fn rolled(&mut self, resolution: Resolution, span: (i64, i64)) -> Result<Lines, StoreError> {
+        let mut lines = Lines::new();
+        rolled_points(
+            self.tx,
+            self.of,
+            resolution,
+            span,
+            &mut self.reading,
+            &mut lines,
+        )?;
+        Ok(lines)
+    }
+
+    /// The windows that are still to be rolled up, by their beginnings.
+    fn open(
+        &self,
+        resolution: Resolution,
+        (from, to): (i64, i64),
+    ) -> Result<BTreeSet<i64>, StoreError> {
+        let length = resolution.window();
+        let mut due = self.tx.prepare_cached(
+            "SELECT window_ms FROM due WHERE node = ?1 AND resolution = ?2 AND window_ms BETWEEN ?3 AND ?4",
+        )?;
+        let span = params![self.of.0, resolution.number(), window(from, length), to];
+        let due = due.query_map(span, |row| row.get(0))?;
+        let mut open: BTreeSet<i64> = due.collect::<Result<_, _>>()?;
+        let times = self.head.values().flatten().map(|(time, _)| *time);
+        let times = times.filter(|time| (from..=to).contains(time));
+        open.extend(times.map(|time| window(time, length)));
+        Ok(open)
+    }
 }
 
-/// Key sets that were read already.
-#[derive(Debug, Default)]
-pub(super) struct KeyLists(HashMap<i64, Vec<Key>>);
-
-impl KeyLists {
-    pub(super) fn get(&mut self, connection: &Connection, id: i64) -> Result<&[Key], StoreError> {
-        if let std::collections::hash_map::Entry::Vacant(vacant) = self.0.entry(id) {
-            let list: Option<([u8; 32], Vec<u8>)> = connection
-                .prepare_cached("SELECT hash, body FROM keysets WHERE id = ?1")?
-                .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()?;
-            let what = || format!("list {id} of series");
-            let (hash, body) = list.ok_or_else(|| StoreError::Corrupt {
-                what: what(),
-                source: None,
-            })?;
-            let keys = keyset::read(&body, Some(hash));
-            vacant.insert(keys.map_err(|e| StoreError::corrupt(&what(), e))?);
+/// What windows of a length come to, those next to each other as one, within a span.
+fn spans(windows: &BTreeSet<i64>, length: i64, (from, to): (i64, i64)) -> Vec<(i64, i64)> {
+    let mut spans: Vec<(i64, i64)> = Vec::new();
+    for start in windows {
+        let end = start.saturating_add(length - 1).min(to);
+        match spans.last_mut() {
+            Some(open) if open.1 >= start - 1 => open.1 = end,
+            _ => spans.push(((*start).max(from), end)),
         }
-        Ok(self.0.get(&id).map(Vec::as_slice).unwrap_or_default())
+    }
+    match (spans.first(), spans.last()) {
+        (Some(first), Some(last)) if spans.len() > SPANS => vec![(first.0, last.1)],
+        _ => spans,
     }
 }

@@ -10,9 +10,9 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{
     Built, DAY_MS, HOUR_MS, Key, MINUTE_MS, WINDOW_MS,
-    file::{MetricsFile, Writing, blob},
-    raw::{Kind, Packer, Unpacker},
-    read::{self, KeyLists, Reading},
+    file::{MetricsFile, Writing},
+    raw::Packer,
+    reading::{self, Reading, rolled_points},
     rolled::{self, Lines, Roller, window},
     schema::Resolution,
 };
@@ -160,17 +160,17 @@ impl Work {
             due.window.saturating_add(resolution.window() - 1),
         );
         let of = (due.node, node_id(tx, due.node)?);
-        let mut lines = match resolution {
+        let made = match resolution {
             Resolution::Hour => hours(tx, of, span)?,
             _ => minutes(tx, of, span)?,
         };
         let instead_of = chunks_of(tx, due.node, resolution, span)?;
-        let mut late = 0;
+        let mut lines = Lines::new();
         if !instead_of.is_empty() {
-            let mut known = Lines::new();
-            rolled_points(tx, of, resolution, span, &mut Reading::all(), &mut known)?;
-            late = keep_known(&mut lines, known);
+            let mut all = Reading::all();
+            rolled_points(tx, of, resolution, span, &mut all, &mut lines)?;
         }
+        let late = renew(&mut lines, made);
         Ok(Made {
             chunks: rolled::build(&mut self.packer, &lines, resolution.length())?,
             instead_of,
@@ -211,13 +211,13 @@ fn minutes(
     // A node with very many series is taken in pieces.
     let pieces = (samples / SAMPLES + 1).min(WINDOW_MS / MINUTE_MS);
     let piece = window(WINDOW_MS / pieces, MINUTE_MS).max(MINUTE_MS);
-    let mut previous = last_before(tx, of, start)?;
+    let mut previous = last_before(tx, of, start, &mut Reading::all())?;
     let mut lines = Lines::new();
     let mut from = start;
     while from <= end {
         let to = from.saturating_add(piece - 1).min(end);
-        for (key, mut values) in read::raw_samples(tx, of, (from, to), &mut Reading::all())? {
-            read::in_order(&mut values);
+        for (key, mut values) in reading::raw_samples(tx, of, (from, to), &mut Reading::all())? {
+            reading::in_order(&mut values);
             let mut roller = Roller::new(MINUTE_MS, key.1, previous.get(&key).copied());
             for (time, value) in values {
                 roller.add(time, value);
@@ -235,29 +235,26 @@ fn minutes(
     Ok(lines)
 }
 
-/// The last value of each series before a window, as far as the rollup before has it.
-fn last_before(
+/// The last value of each series before a time, as far as the window before it that was rolled up last has it.
+pub(super) fn last_before(
     tx: &Connection,
     (number, node): (i64, NodeId),
     start: i64,
+    reading: &mut Reading<'_>,
 ) -> Result<BTreeMap<Key, f64>, StoreError> {
-    let before: Option<(i64, i64)> = tx
+    let before: Option<i64> = tx
         .prepare_cached(
-            "SELECT from_ms, to_ms FROM minutes WHERE node = ?1 AND to_ms < ?2 ORDER BY to_ms DESC LIMIT 1",
+            "SELECT to_ms FROM minutes WHERE node = ?1 AND from_ms < ?2 ORDER BY to_ms DESC LIMIT 1",
         )?
-        .query_row([number, start], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row([number, start], |row| row.get(0))
         .optional()?;
     let mut lines = Lines::new();
-    if let Some(span) = before {
+    if let Some(before) = before {
+        let end = start.saturating_sub(1);
+        // A window may have several chunks.
+        let span = (window(before.min(end), WINDOW_MS), end);
         let of = (number, node);
-        rolled_points(
-            tx,
-            of,
-            Resolution::Minute,
-            span,
-            &mut Reading::all(),
-            &mut lines,
-        )?;
+        rolled_points(tx, of, Resolution::Minute, span, reading, &mut lines)?;
     }
     let last = |points: Vec<super::Point>| {
         let values = points.into_iter().rev().map(|point| point.last);
@@ -306,73 +303,22 @@ fn chunks_of(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Puts known points back where those made anew are of fewer samples: some of theirs are gone. Says of how many
-/// samples they were that are not used then.
-fn keep_known(made: &mut Lines, known: Lines) -> u64 {
+/// Puts points that were made anew in the place of those that are known, unless they are of fewer samples: then some of
+/// theirs are gone. Says of how many samples they were that are not used then.
+pub(super) fn renew(known: &mut Lines, made: Lines) -> u64 {
     let mut late = 0;
-    for (key, points) in known {
-        let line = made.entry(key).or_default();
+    for (key, points) in made {
+        let line = known.entry(key).or_default();
         for point in points {
-            match line.binary_search_by_key(&point.time, |anew| anew.time) {
-                Ok(place) => {
-                    if let Some(anew) = line.get_mut(place)
-                        && anew.count < point.count
-                    {
-                        late += anew.count;
-                        *anew = point;
-                    }
-                }
+            match line.binary_search_by_key(&point.time, |known| known.time) {
+                Ok(place) => match line.get_mut(place) {
+                    Some(known) if point.count < known.count => late += point.count,
+                    Some(known) => *known = point,
+                    None => {}
+                },
                 Err(place) => line.insert(place, point),
             }
         }
     }
     late
-}
-
-/// Adds the points of minutes or hours between two times, both included, to what is there, by time.
-pub(super) fn rolled_points(
-    connection: &Connection,
-    (number, node): (i64, NodeId),
-    resolution: Resolution,
-    (from, to): (i64, i64),
-    reading: &mut Reading<'_>,
-    lines: &mut Lines,
-) -> Result<(), StoreError> {
-    let mut keys = KeyLists::default();
-    let mut unpacker = Unpacker::new()?;
-    let table = resolution.table();
-    let sql = format!(
-        "SELECT id, keyset, body FROM {table} WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3
-         ORDER BY to_ms"
-    );
-    let mut chunks = connection.prepare_cached(&sql)?;
-    let mut chunks = chunks.query([number, from, to])?;
-    while let Some(row) = chunks.next()? {
-        let list = keys.get(connection, row.get(1)?);
-        let Some(keys) = reading.readable(list)? else {
-            continue;
-        };
-        let wanted: Vec<bool> = keys.iter().map(|key| reading.wants(key)).collect();
-        if !wanted.contains(&true) {
-            continue;
-        }
-        let read = unpacker
-            .unpack(Kind::Rollup, blob(row, 2)?)
-            .and_then(|body| rolled::read(body, keys, |index| wanted.get(index) == Some(&true)))
-            .map_err(|e| {
-                let id: i64 = row.get(0).unwrap_or_default();
-                StoreError::corrupt(&format!("chunk {id} of {table} of node {node}"), e)
-            });
-        for (index, points) in reading.readable(read)?.into_iter().flatten() {
-            if let Some(key) = keys.get(index) {
-                let spans = |time: Timestamp| (from..=to).contains(&time.as_ms());
-                let points = points.into_iter().filter(|point| spans(point.time));
-                let line = lines.entry(key.clone()).or_default();
-                let before = line.len();
-                line.extend(points);
-                reading.count(line.len() - before)?;
-            }
-        }
-    }
-    Ok(())
 }

@@ -42,6 +42,15 @@ pub enum Resolution {
 impl Resolution {
     pub(crate) const ALL: [Self; 3] = [Self::Raw, Self::Minute, Self::Hour];
 
+    /// How many milliseconds its points are apart; 0: they are samples.
+    #[must_use]
+    pub fn apart_ms(self) -> i64 {
+        match self {
+            Self::Raw => 0,
+            Self::Minute | Self::Hour => self.length(),
+        }
+    }
+
     pub(super) fn table(self) -> &'static str {
         match self {
             Self::Raw => "raw",

@@ -13,6 +13,8 @@ use super::{
     raw::{Kind, Packer, Reports, Unpacker},
 };
 
+mod answer;
+mod damage;
 mod file;
 mod rollup;
 

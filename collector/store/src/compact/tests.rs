@@ -94,8 +94,8 @@ impl World {
     fn times(&self, node: NodeId) -> Vec<Timestamp> {
         let ask = Ask {
             node,
-            name: "level",
-            labels: &[],
+            wanted: &|key| key.name == "level",
+            most: usize::MAX,
             from: Timestamp(0),
             to: Timestamp(i64::MAX),
             step: None,

@@ -117,11 +117,11 @@ pub fn read(
     let reader = db::open_reader(path)?;
     let ask = Ask {
         node,
-        name,
-        labels: &[],
+        wanted: &|key| key.name == name,
         from: Timestamp(i64::MIN),
         to: Timestamp(i64::MAX),
         step,
+        most: usize::MAX,
     };
     let answer = chunks::points(&reader, &ask, Samples::new())?;
     let apart = match answer.resolution {

@@ -5,6 +5,7 @@ use std::{
     ffi::{CStr, c_int},
     marker::PhantomData,
     sync::Arc,
+    time::Duration,
 };
 
 use nexus_proto::{metrics::SeriesKey, time::Timestamp};
@@ -30,7 +31,11 @@ pub(crate) struct NodeMetrics {
     pub(crate) newest: Option<Newest>,
 }
 
-type Fetch = dyn Fn(&str, &str) -> Result<Vec<Shown>, String> + Send + Sync;
+/// Between two times, both included.
+pub(crate) type Span = (Timestamp, Timestamp);
+
+/// Values of a node's id and a metric's name.
+pub(crate) type Fetch = dyn Fn(&str, &str, Span) -> Result<Vec<Shown>, String> + Send + Sync;
 
 /// Where values come from.
 #[derive(Clone)]
@@ -53,6 +58,9 @@ pub(super) fn register(
 const BY_NODE: c_int = 1;
 const BY_ID: c_int = 2;
 const BY_NAME: c_int = 4;
+const FROM: c_int = 8;
+const TO: c_int = 16;
+const AT: c_int = 32;
 
 #[repr(C)]
 struct Table {
@@ -90,12 +98,18 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
     }
 
     fn best_index(&self, info: &mut IndexInfo) -> rusqlite::Result<bool> {
-        let mut wanted = [None; 3];
+        use IndexConstraintOp as Op;
+        let mut wanted = [None; 6];
         for (at, constraint) in info.constraints().enumerate() {
-            let column = usize::try_from(constraint.column()).unwrap_or(usize::MAX);
+            let place = match (constraint.column(), constraint.operator()) {
+                (column @ 0..3, Op::SQLITE_INDEX_CONSTRAINT_EQ) => usize::try_from(column).ok(),
+                (5, Op::SQLITE_INDEX_CONSTRAINT_GE | Op::SQLITE_INDEX_CONSTRAINT_GT) => Some(3),
+                (5, Op::SQLITE_INDEX_CONSTRAINT_LE | Op::SQLITE_INDEX_CONSTRAINT_LT) => Some(4),
+                (5, Op::SQLITE_INDEX_CONSTRAINT_EQ) => Some(5),
+                _ => None,
+            };
             if constraint.is_usable()
-                && constraint.operator() == IndexConstraintOp::SQLITE_INDEX_CONSTRAINT_EQ
-                && let Some(slot) = wanted.get_mut(column)
+                && let Some(slot) = place.and_then(|place| wanted.get_mut(place))
             {
                 *slot = Some(at);
             }
@@ -103,7 +117,10 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
         let mut cost = 1e7;
         let mut chosen = 0;
         let mut arguments = 0;
-        for (slot, bit) in wanted.into_iter().zip([BY_NODE, BY_ID, BY_NAME]) {
+        for (slot, bit) in wanted
+            .into_iter()
+            .zip([BY_NODE, BY_ID, BY_NAME, FROM, TO, AT])
+        {
             let Some(at) = slot else { continue };
             arguments += 1;
             // SQLite checks the value again, so a filter need not be exact.
@@ -123,6 +140,7 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
             node: None,
             id: None,
             name: None,
+            span: ALWAYS,
             at: 0,
             sample: 0,
             fetched: Vec::new(),
@@ -140,6 +158,7 @@ struct Cursor<'vtab> {
     node: Option<String>,
     id: Option<String>,
     name: Option<String>,
+    span: Span,
     /// Place among the nodes.
     at: usize,
     /// Place among the node's values.
@@ -177,7 +196,7 @@ impl Cursor<'_> {
                 if self.sample == 0
                     && let (Some(fetch), Some(name)) = (&self.source.history, &self.name)
                 {
-                    self.fetched = fetch(&node.id, name).map_err(|e| failure(&e))?;
+                    self.fetched = fetch(&node.id, name, self.span).map_err(|e| failure(&e))?;
                 }
                 while let Some((_, key, ..)) = self.current() {
                     if self.name.as_ref().is_none_or(|wanted| *wanted == key.name) {
@@ -206,6 +225,7 @@ unsafe impl VTabCursor for Cursor<'_> {
     ) -> rusqlite::Result<()> {
         (self.node, self.id, self.name) = (None, None, None);
         (self.at, self.sample, self.row) = (0, 0, 0);
+        self.span = ALWAYS;
         self.fetched.clear();
         let mut values = arguments.iter().map(|value| match value {
             ValueRef::Text(text) => String::from_utf8(text.to_vec()).ok(),
@@ -218,6 +238,26 @@ unsafe impl VTabCursor for Cursor<'_> {
         ] {
             if chosen & bit != 0 {
                 *slot = values.next().flatten();
+            }
+        }
+        for (bit, from, to) in [(FROM, true, false), (TO, false, true), (AT, true, true)] {
+            let text = if chosen & bit == 0 {
+                None
+            } else {
+                values.next().flatten()
+            };
+            if let Some(text) = text {
+                let (first, last) = span_of(&text);
+                self.span.0 = if from {
+                    first.max(self.span.0)
+                } else {
+                    self.span.0
+                };
+                self.span.1 = if to {
+                    last.min(self.span.1)
+                } else {
+                    self.span.1
+                };
             }
         }
         let whose = self.node.is_some() || self.id.is_some();
@@ -261,6 +301,26 @@ unsafe impl VTabCursor for Cursor<'_> {
     fn rowid(&self) -> rusqlite::Result<i64> {
         Ok(self.row)
     }
+}
+
+const ALWAYS: Span = (Timestamp(i64::MIN), Timestamp(i64::MAX));
+/// Times are compared as texts, whose seconds may have a fraction or none.
+const SLACK: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Times that no row is before, or after, that is at what a text says.
+fn span_of(text: &str) -> Span {
+    let (first, last) = match (text.parse::<Timestamp>(), day_of(text)) {
+        (Ok(time), _) => (time, time),
+        (Err(_), Some(day)) => (day, day.after(DAY)),
+        (Err(_), None) => return ALWAYS,
+    };
+    (first.before(SLACK), last.after(SLACK))
+}
+
+/// The beginning of the day that a text begins with.
+fn day_of(text: &str) -> Option<Timestamp> {
+    format!("{}T00:00:00Z", text.get(..10)?).parse().ok()
 }
 
 fn failure(what: &str) -> rusqlite::Error {

@@ -209,7 +209,7 @@ pub(super) fn all() -> Vec<View> {
         ),
         metrics(
             "metric_history",
-            "a series' value at one time; asks for node = … (name or id) AND name = …",
+            "a series' value at one time; asks for node = … (name or id) AND name = …; single samples, or the last value of each minute or hour where the time asked for begins before the samples that are kept",
             Place::Virtual("nexus_history"),
         ),
         jobs(),

@@ -75,11 +75,17 @@ pub(super) fn series(name: &str, device: &str, kind: SeriesType) -> Key {
     (Arc::new(SeriesKey::new(name, &[("device", device)])), kind)
 }
 
-pub(super) fn all_of(node: NodeId, name: &str) -> Ask<'_> {
+type Wanted = &'static dyn Fn(&SeriesKey) -> bool;
+
+fn wanted(name: &'static str) -> Wanted {
+    Box::leak(Box::new(move |key: &SeriesKey| key.name == name))
+}
+
+pub(super) fn all_of(node: NodeId, name: &'static str) -> Ask<'static> {
     Ask {
         node,
-        name,
-        labels: &[],
+        wanted: wanted(name),
+        most: usize::MAX,
         from: Timestamp(i64::MIN),
         to: Timestamp(i64::MAX),
         step: None,
@@ -133,9 +139,8 @@ fn points_come_in_order_from_chunks_and_head_and_the_last_that_came_wins() {
     let values: Vec<(i64, f64)> = values.iter().map(|(n, value)| (at(*n), *value)).collect();
     assert_eq!(found, [(&sda, values), (&sdb, vec![(at(1), 11.0)])]);
 
-    let labels = [("device".to_owned(), "sda".to_owned())];
     let some = Ask {
-        labels: &labels,
+        wanted: &|key| key.name == "disk" && key.label("device") == Some("sda"),
         from: Timestamp(at(2)),
         to: Timestamp(at(3)),
         ..all_of(node, "disk")
