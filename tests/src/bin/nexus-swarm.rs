@@ -28,7 +28,7 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// Puts the load of many agents on a collector: each one enrols, keeps its own mutual TLS session, reports and
 /// takes signed jobs through admission and ledger as nexus-agent does. Readings are made up after those of this
 /// host, and no job is executed. Where the limit of open files (ulimit -Hn) is not enough for all agents in one
-/// process, some 13 each, it starts more processes of itself; they end with it.
+/// process, some 13 each, it starts more processes of itself, with one thread each; they end with it.
 #[derive(Debug, Parser)]
 #[command(name = "nexus-swarm", version, max_term_width = 100)]
 struct Cli {
@@ -84,9 +84,12 @@ fn main() -> ExitCode {
     memory::keep_large_things_apart();
     let part = std::env::args_os().skip(1).eq([PART]);
     let cli = (!part).then(Cli::parse);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if part {
+        // It is one of several anyway: with threads that wake each other it would be switched more than twice as often.
+        runtime.worker_threads(1);
+    }
+    let runtime = runtime.enable_all().build();
     let ended = match runtime {
         Ok(runtime) => {
             let ended = match cli {
