@@ -115,12 +115,16 @@ async fn run(cli: Cli) -> Outcome {
     let token = identity::read_token(&cli.token);
     let token = token.map_err(|error| Fault::new(format!("read the token: {error}")))?;
     let agents = usize::try_from(cli.agents).unwrap_or(AGENTS_MAX);
-    let made = made_folder().map_err(Fault::io("make a folder"))?;
+    let made = match &cli.dir {
+        Some(_) => None,
+        None => Some(made_folder().map_err(Fault::io("make a folder"))?),
+    };
+    let dir = made.as_ref().map(|made| made.path().to_owned());
     let params = Params {
         agents,
         processes: cli.processes.map(usize::from),
         token,
-        dir: cli.dir.clone().unwrap_or_else(|| made.path().to_owned()),
+        dir: cli.dir.clone().or(dir).unwrap_or_default(),
         name: cli.name.clone(),
         transport: cli.transport,
         interval: Duration::from_secs(cli.interval),
