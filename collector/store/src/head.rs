@@ -47,6 +47,8 @@ pub(crate) struct Head {
     path: PathBuf,
     packer: log::Packer,
     index: i64,
+    /// No row has this index or a lower one from now on.
+    floor: i64,
 }
 
 /// A row of it, unpacked.
@@ -64,6 +66,7 @@ impl Head {
             path: path.to_owned(),
             packer: log::Packer::new().map_err(StoreError::file("cannot compress for", path))?,
             index: 0,
+            floor: 0,
         };
         head.refresh()
             .map_err(StoreError::sqlite("cannot read", path))?;
@@ -76,6 +79,29 @@ impl Head {
             [],
             |row| row.get(0),
         )?;
+        self.index = self.index.max(self.floor);
+        Ok(())
+    }
+
+    /// Takes up where chunks end, rows of which may have been removed. The two files may be of different ages, when one
+    /// was brought back from a copy: a row that counts as chunked already would be passed over.
+    pub(crate) fn begin_after(&mut self, chunked: i64) -> Result<(), StoreError> {
+        let trimmed: i64 = self
+            .connection
+            .query_row("SELECT coalesce(max(value), 0) FROM meta", [], |row| {
+                row.get(0)
+            })
+            .map_err(StoreError::sqlite("cannot read", &self.path))?;
+        if trimmed > chunked {
+            let file = self.path.display();
+            tracing::error!(%file, "metrics are lost: the chunks beside it are older than what was removed from it");
+        }
+        if self.index < chunked {
+            let file = self.path.display();
+            tracing::error!(%file, "metrics may be lost: it is older than the chunks beside it");
+        }
+        self.floor = chunked;
+        self.index = self.index.max(chunked);
         Ok(())
     }
 

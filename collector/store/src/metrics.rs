@@ -106,7 +106,7 @@ impl Metrics {
         keys: KeyPool,
     ) -> Result<(Self, Compaction), StoreError> {
         let path = folder.join(HEAD);
-        let head = Head::open(&path)?;
+        let mut head = Head::open(&path)?;
         let keep = Keep {
             raw: settings.raw,
             minutes: settings.minutes,
@@ -114,6 +114,7 @@ impl Metrics {
             bytes: settings.bytes,
         };
         let file = MetricsFile::open(&folder.join(CHUNKS), keep)?;
+        head.begin_after(file.chunked()?)?;
         let reader = db::open_reader(&path)?;
         let memory = Shared::default();
         let mut known = hold(&memory);

@@ -242,3 +242,39 @@ fn what_a_node_resumes_with_may_be_damaged() {
     assert_eq!(world.metrics.tail(node, life).seq, 2);
     assert!(world.metrics.newest(node).is_some());
 }
+
+#[test]
+fn a_head_that_is_older_than_its_chunks_takes_new_rows() {
+    let mut world = World::new();
+    let (node, life) = (NodeId::random(), Incarnation::random());
+    for seq in 1..=2 {
+        let row = world.append(node, life, seq);
+        world.note(node, row);
+    }
+    world.turn().unwrap();
+    // As a copy from before would be.
+    let world = {
+        world.metrics.close();
+        world.compaction.file.close();
+        let head = world.dir.path().join(metrics::HEAD);
+        drop(world.head);
+        for suffix in ["", "-wal", "-shm"] {
+            let file = format!("{}{suffix}", head.display());
+            drop(std::fs::remove_file(file));
+        }
+        World::open(world.dir, world.clock)
+    };
+    let report = Reports::encode(node, life, 9, vec![(3, time(3), snapshot(3, 1))]);
+    let mut world = world;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .unwrap()
+        .block_on(world.metrics.append(report))
+        .unwrap();
+    assert_eq!(world.times(node), [time(1), time(2), time(3)]);
+    world.turn().unwrap();
+    assert_eq!(world.times(node), [time(1), time(2), time(3)]);
+    assert_eq!(world.compaction.file.chunked().unwrap(), 3);
+}

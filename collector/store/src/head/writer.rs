@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -168,10 +168,21 @@ struct Core {
 
 impl Core {
     fn run(mut self, commands: &Receiver<Command>) {
-        while let Ok(first) = commands.recv() {
+        let mut trim = None;
+        loop {
+            let first = match trim {
+                None => commands.recv().map_err(|_| TryRecvError::Disconnected),
+                Some(_) => commands.try_recv(),
+            };
             let mut group = Vec::new();
-            let mut trim = None;
-            self.sort(first, &mut group, &mut trim);
+            match first {
+                Ok(first) => self.sort(first, &mut group, &mut trim),
+                Err(TryRecvError::Empty) => {
+                    self.trim(&mut trim);
+                    continue;
+                }
+                Err(TryRecvError::Disconnected) => break,
+            }
             let until = self.last.map(|last| last + self.gather);
             if let Some(until) = until {
                 // Nothing wakes it for each report that comes meanwhile.
@@ -186,9 +197,7 @@ impl Core {
                 self.commit(group);
                 self.last = Some(self.clock.instant());
             }
-            if let Some(to) = trim {
-                self.trim(to);
-            }
+            self.trim(&mut trim);
         }
         self.head.close();
     }
@@ -294,17 +303,46 @@ impl Core {
         memory.note_all(index);
     }
 
-    /// A disk that cannot give room back now can later: the rows stay until they are trimmed with those after them.
-    fn trim(&mut self, to: i64) {
-        loop {
-            match self.head.trim(to, TRIM_ROWS) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "the head of metrics is not trimmed");
-                    return;
-                }
+    /// Removes some rows: those who report wait for no more than that. A disk that cannot give room back now can later:
+    /// the rows stay until they are trimmed with those after them.
+    fn trim(&mut self, trim: &mut Option<i64>) {
+        let Some(to) = *trim else { return };
+        match self.head.trim(to, TRIM_ROWS) {
+            Ok(true) => {}
+            Ok(false) => *trim = None,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the head of metrics is not trimmed");
+                *trim = None;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_trimmed_step_by_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::system();
+        let mut head = Head::open(&dir.path().join("head.db")).unwrap();
+        let rows = i64::try_from(2 * TRIM_ROWS + 1).unwrap();
+        for _ in 0..rows {
+            head.append(Vec::new(), clock.now()).unwrap();
+        }
+        let mut core = Core {
+            head,
+            memory: Shared::default(),
+            clock,
+            gather: Duration::ZERO,
+            last: None,
+            health: Arc::default(),
+        };
+        let mut trim = Some(rows);
+        for left in [Some(rows), Some(rows), None] {
+            core.trim(&mut trim);
+            assert_eq!(trim, left);
         }
     }
 }
