@@ -15,6 +15,9 @@ use super::{
     rolled::window,
 };
 
+/// From a chunk's first report to its last: whoever reads or rolls up a window reads no chunk that is far from it.
+const SPAN_MS: u64 = 4 * WINDOW_MS.unsigned_abs();
+
 /// What makes a series: a series that changes its type is another one.
 pub(crate) type Key = (Arc<SeriesKey>, SeriesType);
 
@@ -62,6 +65,8 @@ struct Gathered {
     rows: Vec<Row>,
     /// Of all rows.
     values: Vec<f64>,
+    /// The first and the last time.
+    span: Option<(i64, i64)>,
     ahead: usize,
 }
 
@@ -203,6 +208,7 @@ impl Gathered {
         self.orders.clear();
         self.rows.clear();
         self.values.clear();
+        self.span = None;
         self.ahead = 0;
     }
 
@@ -212,6 +218,11 @@ impl Gathered {
         (time, interval): (i64, u32),
         samples: impl Iterator<Item = (&'a Arc<SeriesKey>, SeriesType, f64)>,
     ) -> bool {
+        let (first, last) = self.span.unwrap_or((time, time));
+        let span = (first.min(time), last.max(time));
+        if span.1.abs_diff(span.0) > SPAN_MS {
+            return false;
+        }
         let (start, known) = (self.values.len(), self.keys.len());
         let order = self.place(samples);
         let fits = self.rows.len() < limits::CHUNK_REPORTS
@@ -233,6 +244,7 @@ impl Gathered {
                 self.orders.len() - 1
             }
         };
+        self.span = Some(span);
         self.rows.push(Row {
             time,
             interval,

@@ -1,6 +1,10 @@
 //! `metrics.db`: the home of compacted metrics, one writer's side of it.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    time::Duration,
+};
 
 use nexus_proto::{
     ids::{Incarnation, NodeId},
@@ -459,7 +463,7 @@ impl Writing<'_> {
         self.tx
             .prepare_cached(
                 "INSERT INTO due (node, resolution, window_ms, due_ms) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO NOTHING",
+                 ON CONFLICT DO UPDATE SET due_ms = min(due_ms, excluded.due_ms)",
             )?
             .execute(params![node, resolution.number(), window, due])?;
         Ok(())
@@ -525,6 +529,7 @@ impl Keysets {
 
     /// Removes those that no chunk names any more.
     fn write_uses(&mut self, tx: &Connection) -> Result<(), StoreError> {
+        let mut gone = HashSet::new();
         for (keyset, times) in self.uses.drain() {
             let left: Option<i64> = tx
                 .prepare_cached("UPDATE keysets SET uses = uses + ?2 WHERE id = ?1 RETURNING uses")?
@@ -534,8 +539,11 @@ impl Keysets {
             if left.is_some_and(|left| left <= 0) {
                 tx.prepare_cached("DELETE FROM keysets WHERE id = ?1")?
                     .execute([keyset])?;
-                self.known.retain(|_, id| *id != keyset);
+                gone.insert(keyset);
             }
+        }
+        if !gone.is_empty() {
+            self.known.retain(|_, id| !gone.contains(id));
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! gives back the room.
 
 use nexus_proto::time::Timestamp;
+use rusqlite::params;
 
 use super::{file::MetricsFile, roll::Work, schema::Resolution};
 use crate::{StoreError, db};
@@ -68,10 +69,16 @@ impl MetricsFile {
     fn remove_old(&mut self, now: Timestamp, most: usize) -> Result<usize, StoreError> {
         let mut doomed: Vec<(Resolution, i64)> = Vec::new();
         for resolution in Resolution::ALL {
+            self.bring_back(resolution, now, most)?;
             let limit = now.before(self.keep.of(resolution));
-            let oldest = self.oldest(resolution, most - doomed.len())?;
-            let old = oldest.into_iter().take_while(|chunk| chunk.stored < limit);
-            doomed.extend(old.map(|chunk| (resolution, chunk.id)));
+            let most = most - doomed.len();
+            self.oldest(resolution, most, |chunk| {
+                let old = chunk.stored < limit;
+                if old {
+                    doomed.push((resolution, chunk.id));
+                }
+                old
+            })?;
         }
         let excess = self.totals()?.bytes.saturating_sub(self.keep.bytes);
         for resolution in Resolution::ALL {
@@ -79,12 +86,14 @@ impl MetricsFile {
                 break;
             }
             let mut bytes = 0;
-            for chunk in self.oldest(resolution, most)? {
-                if bytes < excess {
+            self.oldest(resolution, most, |chunk| {
+                let more = bytes < excess;
+                if more {
                     bytes += chunk.bytes;
                     doomed.push((resolution, chunk.id));
                 }
-            }
+                more
+            })?;
         }
         if doomed.is_empty() {
             return Ok(0);
@@ -92,29 +101,62 @@ impl MetricsFile {
         let mut writing = self.begin(now)?;
         let mut work = Work::new()?;
         for (resolution, id) in &doomed {
-            if *resolution == Resolution::Raw {
-                work.roll_before(&mut writing, *id)?;
-            }
+            work.roll_before(&mut writing, *resolution, *id)?;
             writing.remove(*resolution, *id)?;
         }
         writing.end()?;
         Ok(doomed.len())
     }
 
-    fn oldest(&self, resolution: Resolution, most: usize) -> Result<Vec<Chunk>, StoreError> {
+    /// Chunks that were stored by a clock that was ahead count as stored now, once they are the oldest: else they would
+    /// stay until then, and all that was stored after them.
+    fn bring_back(
+        &self,
+        resolution: Resolution,
+        now: Timestamp,
+        most: usize,
+    ) -> Result<(), StoreError> {
+        let mut ahead = false;
+        self.oldest(resolution, 1, |chunk| {
+            ahead = chunk.stored > now;
+            false
+        })?;
+        if ahead {
+            let table = resolution.table();
+            let sql = format!(
+                "UPDATE {table} SET stored_ms = ?1 WHERE stored_ms > ?1
+                   AND id IN (SELECT id FROM {table} ORDER BY id LIMIT ?2)"
+            );
+            self.connection
+                .execute(&sql, params![now.as_ms(), super::file::size(most)])?;
+        }
+        Ok(())
+    }
+
+    /// Chunks in the order they were stored in, while more are wanted.
+    fn oldest(
+        &self,
+        resolution: Resolution,
+        most: usize,
+        mut each: impl FnMut(Chunk) -> bool,
+    ) -> Result<(), StoreError> {
         let sql = format!(
             "SELECT id, stored_ms, length(body) FROM {} ORDER BY id LIMIT ?1",
             resolution.table()
         );
         let mut select = self.connection.prepare_cached(&sql)?;
-        let rows = select.query_map([super::file::size(most)], |row| {
-            Ok(Chunk {
+        let mut rows = select.query([super::file::size(most)])?;
+        while let Some(row) = rows.next()? {
+            let more = each(Chunk {
                 id: row.get(0)?,
                 stored: Timestamp(row.get(1)?),
                 bytes: u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+            });
+            if !more {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn give_back(&self, most: u64) -> Result<u64, StoreError> {

@@ -98,19 +98,28 @@ impl Work {
         })
     }
 
-    /// Rolls up all windows of a raw chunk that are still to be.
+    /// Rolls up all windows of a chunk that are still to be.
     pub(super) fn roll_before(
         &mut self,
         writing: &mut Writing<'_>,
+        resolution: Resolution,
         chunk: i64,
     ) -> Result<(), StoreError> {
+        let coarser = match resolution {
+            Resolution::Raw => Resolution::Minute,
+            Resolution::Minute => Resolution::Hour,
+            Resolution::Hour => return Ok(()),
+        };
         let due = {
-            let mut select = writing.tx.prepare_cached(
-                "SELECT due.node, resolution, window_ms FROM due, raw
-                 WHERE raw.id = ?1 AND due.node = raw.node AND resolution = 1
-                   AND window_ms > from_ms - ?2 AND window_ms <= to_ms",
-            )?;
-            let rows = select.query_map([chunk, WINDOW_MS], due)?;
+            let sql = format!(
+                "SELECT due.node, resolution, window_ms FROM due, {table} chunk
+                 WHERE chunk.id = ?1 AND due.node = chunk.node AND resolution = ?2
+                   AND window_ms > from_ms - ?3 AND window_ms <= to_ms",
+                table = resolution.table()
+            );
+            let mut select = writing.tx.prepare_cached(&sql)?;
+            let of = params![chunk, coarser.number(), coarser.window()];
+            let rows = select.query_map(of, due)?;
             rows.collect::<Result<Vec<_>, _>>()?
         };
         for due in due {

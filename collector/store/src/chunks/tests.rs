@@ -14,6 +14,7 @@ use super::{
 };
 
 mod answer;
+mod clocks;
 mod damage;
 mod file;
 mod rollup;
