@@ -278,3 +278,21 @@ fn a_head_that_is_older_than_its_chunks_takes_new_rows() {
     assert_eq!(world.times(node), [time(1), time(2), time(3)]);
     assert_eq!(world.compaction.file.chunked().unwrap(), 3);
 }
+
+#[test]
+fn what_was_appended_twice_counts_once() {
+    let mut world = World::new();
+    let (node, life) = (NodeId::random(), Incarnation::random());
+    // The first commit failed at its end, and stands.
+    for seq in [1, 1, 2] {
+        let row = world.append(node, life, seq);
+        world.note(node, row);
+    }
+    let mut world = world.reopen();
+    assert_eq!(world.metrics.tail(node, life).records, 2);
+    world.turn().unwrap();
+    assert_eq!(world.metrics.totals().replaced, 0);
+    let world = world.reopen();
+    assert_eq!(world.metrics.tail(node, life).records, 2);
+    assert_eq!(world.times(node), [time(1), time(2)]);
+}

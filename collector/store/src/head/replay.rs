@@ -121,7 +121,12 @@ impl Replay {
         for encoded in &part.records {
             match read(encoded, &mut stands.decoder) {
                 Ok((seq, time, interval_ms)) => {
+                    // A commit that failed and stands nevertheless was not acknowledged: its reports came again.
+                    let again = seq <= stands.seq;
                     stands.seq = seq;
+                    if again {
+                        continue;
+                    }
                     each(Taken {
                         node,
                         incarnation,
