@@ -98,7 +98,7 @@ pub(crate) const KEYS: &[Key] = &[
         kind: Kind::Bytes,
         default: "1TiB",
         unit: "bytes",
-        about: "what all of that may take on disk; beyond it the oldest goes, raw metrics first",
+        about: "what all of that may take on disk, but for the last minutes; beyond it the oldest goes, raw metrics first",
     },
     Key {
         name: "advertise.agents",

@@ -55,6 +55,18 @@ pub(crate) struct ByQueue {
     pub(crate) queue: String,
 }
 
+/// By file: `head`, `chunks`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ByFile {
+    pub(crate) file: &'static str,
+}
+
+/// By resolution: `raw`, `minutes`, `hours`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ByResolution {
+    pub(crate) resolution: &'static str,
+}
+
 /// By state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ByState {
@@ -88,6 +100,8 @@ pub(crate) struct Metrics {
     pub(crate) queue_capacity_bytes: Family<ByQueue, Level>,
     pub(crate) commits_failed: Family<ByQueue, Count>,
     pub(crate) log_bytes: Level,
+    pub(crate) metrics_bytes: Family<ByFile, Level>,
+    pub(crate) metrics_samples: Family<ByResolution, Level>,
     pub(crate) nodes: Level,
     pub(crate) nodes_in_trouble: Level,
     pub(crate) jobs_active: Level,
@@ -187,9 +201,20 @@ impl Metrics {
         );
         r.register_with_unit(
             "log",
-            "Bytes of the record logs on disk",
+            "Bytes of the record logs on disk, which metrics are not in",
             Unit::Bytes,
             self.log_bytes.clone(),
+        );
+        r.register_with_unit(
+            "metrics_file",
+            "Bytes of the files that keep nodes' metrics: the head that reports wait in, and the chunks",
+            Unit::Bytes,
+            self.metrics_bytes.clone(),
+        );
+        r.register(
+            "metrics_samples",
+            "Samples that chunks of nodes' metrics hold, or were made of",
+            self.metrics_samples.clone(),
         );
         r.register("nodes", "Enrolled nodes", self.nodes.clone());
         r.register(

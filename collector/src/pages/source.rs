@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     exposition::Format,
-    metrics::{ByPort, ByQueue, ByWay, Metrics},
+    metrics::{ByFile, ByPort, ByQueue, ByResolution, ByWay, Metrics},
     nodes::{NodeReport, NodesPage, Report},
     server::{Asked, Source},
 };
@@ -130,9 +130,32 @@ impl Source for Pages {
                 let failures = metrics.commits_failed.get_or_create(&queue);
                 failures.inc_by(depth.failures.saturating_sub(failures.get()));
             }
+            let shards = self.store.shards();
             self.metrics
                 .log_bytes
-                .set(log_bytes(&self.folder, self.store.shards()));
+                .set(file_bytes(&self.folder, shards, "log.db"));
+            for file in ["head", "chunks"] {
+                let name = if file == "head" {
+                    "head.db"
+                } else {
+                    "metrics.db"
+                };
+                let bytes = file_bytes(&self.folder, shards, name);
+                metrics
+                    .metrics_bytes
+                    .get_or_create(&ByFile { file })
+                    .set(bytes);
+            }
+            let held = self.store.metrics_held();
+            for (at, resolution) in ["raw", "minutes", "hours"].into_iter().enumerate() {
+                let samples = held.iter().filter_map(|totals| totals.held.get(at));
+                let samples: u64 = samples.map(|held| held.samples).sum();
+                let samples = i64::try_from(samples).unwrap_or(i64::MAX);
+                let metric = &metrics.metrics_samples;
+                metric
+                    .get_or_create(&ByResolution { resolution })
+                    .set(samples);
+            }
         })
     }
 
@@ -176,11 +199,11 @@ fn publish(metrics: &Metrics, port: &'static str, connections: &Connections) {
 }
 
 /// A file that is not there has no bytes.
-fn log_bytes(folder: &Folder, shards: u16) -> i64 {
+fn file_bytes(folder: &Folder, shards: u16, name: &str) -> i64 {
     let shards = (0..shards).map(|shard| folder.path().join("shards").join(shard.to_string()));
     let dirs = shards.chain([folder.path().join("control")]);
     let sum: u64 = dirs
-        .flat_map(|dir| ["log.db", "log.db-wal"].map(|name| dir.join(name)))
+        .flat_map(|dir| [name.to_owned(), format!("{name}-wal")].map(|name| dir.join(name)))
         .filter_map(|path| fs::metadata(path).ok())
         .map(|metadata| metadata.len())
         .sum();

@@ -113,6 +113,19 @@ async fn a_chart_is_plain_text_where_no_terminal_is() {
 }
 
 #[tokio::test]
+async fn a_long_chart_asks_for_whole_minutes_or_hours() {
+    let world = world(SeriesType::Gauge, &[("0", &[1.0, 2.0])]).await;
+    for (range, whole) in [("2h", 60_000), ("2d", 60_000), ("20d", 3_600_000)] {
+        let asked = ["metrics", "node/web-1", "m", "--range", range];
+        let output = world.run(&asked).await;
+        assert_eq!(code(&output), 0, "{}", err(&output));
+        let seen = world.fake.seen.lock().unwrap();
+        let step = seen.metrics_asked.clone().unwrap().step_ms;
+        assert!(step > 0 && step.is_multiple_of(whole), "{range}: {step}");
+    }
+}
+
+#[tokio::test]
 async fn a_terminal_that_can_gets_dots() {
     let world = world(SeriesType::Gauge, &[("0", &[1.0, 2.0, 3.0])]).await;
     for (lang, term, dots) in [
