@@ -191,9 +191,12 @@ impl Compaction {
             }
             // Nothing is lost: the reports stay where they are.
             Err(error) => {
-                let why = format!("metrics are not brought into chunks: {}", chain(error));
+                let why = format!(
+                    "metrics are not brought into chunks, or old ones not removed: {}",
+                    chain(error)
+                );
                 if self.health.failed(clock.instant(), &why) {
-                    tracing::error!(file = %self.path.display(), error = why, "metrics stay in the head");
+                    tracing::error!(file = %self.path.display(), error = why, "metrics wait where they are");
                 }
             }
         }

@@ -286,7 +286,7 @@ impl Store {
             .collect()
     }
 
-    /// Why nothing can be stored, if a commit of the last minute failed and none has worked since. Whoever has
+    /// Why nothing can be stored, or nothing of metrics moved on, if a commit of the last minute failed and none has worked since. Whoever has
     /// something to store tries again more often than that.
     #[must_use]
     pub fn failing(&self) -> Option<String> {
