@@ -35,6 +35,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Between looks at a swarm.
 const LOOK: Duration = Duration::from_millis(20);
+/// Between looks at the inventory of all.
+const TOLD_LOOK: Duration = Duration::from_secs(1);
 
 /// How many agents, and of which kind.
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +155,35 @@ impl Stage {
             }
             sleep(LOOK).await;
         }
+        Ok(())
+    }
+
+    /// Waits until the inventory of each agent is stored, which costs more than everything else about joining and
+    /// goes on long after all report.
+    pub async fn all_told(&self, say: &dyn Fn(&str)) -> Outcome {
+        let sql = "SELECT count(*) AS nodes FROM sections WHERE kind = 'packages'";
+        let begun = Instant::now();
+        loop {
+            let rows = self.fleet.query(sql).await?;
+            let told = rows.first().and_then(|row| row["nodes"].as_u64());
+            let told = told.and_then(|nodes| usize::try_from(nodes).ok());
+            if told.is_some_and(|nodes| nodes >= self.load.agents) {
+                break;
+            }
+            self.swarm.check()?;
+            if begun.elapsed() > PATIENCE {
+                return Err(Fault::new(format!(
+                    "after {PATIENCE:?} the inventory of {} of {} agents is stored",
+                    told.unwrap_or_default(),
+                    self.load.agents
+                )));
+            }
+            sleep(TOLD_LOOK).await;
+        }
+        say(&format!(
+            "all inventory is stored after {:.1} s more",
+            begun.elapsed().as_secs_f64()
+        ));
         Ok(())
     }
 

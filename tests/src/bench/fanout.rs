@@ -15,6 +15,7 @@ use crate::{
 pub async fn run(load: Load, times: usize, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
     let mut stage = Stage::new(load, say).await?;
     stage.connect().await?;
+    stage.all_told(say).await?;
     let before = stage.usage();
     let mut took: Vec<Duration> = Vec::new();
     for time in 1..=times {

@@ -21,6 +21,7 @@ pub async fn run(load: Load, span: Duration, say: &dyn Fn(&str)) -> Outcome<Vec<
     let before = stage.usage();
     let connected = stage.connect().await?;
     let connecting = stage.usage().cpu.saturating_sub(before.cpu);
+    stage.all_told(say).await?;
     sleep(ingest::WARM_UP * load.interval).await;
     let steady = ingest::measure(&stage, span).await;
 

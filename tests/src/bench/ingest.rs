@@ -19,6 +19,7 @@ pub async fn run(load: Load, span: Duration, say: &dyn Fn(&str)) -> Outcome<Vec<
         "all report after {:.1} s",
         connected.as_secs_f64()
     ));
+    stage.all_told(say).await?;
     sleep(WARM_UP * load.interval).await;
 
     say(&format!("measuring for {} s", span.as_secs()));

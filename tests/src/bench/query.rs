@@ -41,6 +41,7 @@ const OFTENER: usize = 20;
 pub async fn run(load: Load, times: usize, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
     let mut stage = Stage::new(load, say).await?;
     stage.connect().await?;
+    stage.all_told(say).await?;
     let times = times.max(1);
     let mut asked = Asked {
         params: load.params(),
