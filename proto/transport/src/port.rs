@@ -22,6 +22,7 @@ use nexus_pki::{
 };
 use nexus_proto::limits;
 use nexus_runtime::clock::Clock;
+use rustix::net::sockopt;
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -89,6 +90,27 @@ pub struct Serving {
     pub shutdown: CancellationToken,
 }
 
+/// Bytes of packets that wait for the port, at best: one socket has the first packets of a whole fleet that comes back.
+/// The kernel's own default holds some ninety packets, and drops the others.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// Asks for [`RECEIVE_BUFFER`]; without CAP_NET_ADMIN it is as much as `net.core.rmem_max` allows.
+fn make_room(udp: &std::net::UdpSocket) {
+    let forced = sockopt::set_socket_recv_buffer_size_force(udp, RECEIVE_BUFFER);
+    let asked = forced.or_else(|_| sockopt::set_socket_recv_buffer_size(udp, RECEIVE_BUFFER));
+    // The kernel counts its own overhead as much again.
+    let has = asked.and_then(|()| sockopt::socket_recv_buffer_size(udp));
+    let has = has.map_or(0, |bytes| bytes / 2);
+    if has < RECEIVE_BUFFER {
+        tracing::info!(
+            bytes = has,
+            wanted = RECEIVE_BUFFER,
+            "the receive buffer of the agents' port is small: packets are dropped when many agents come at once; \
+             net.core.rmem_max allows no more"
+        );
+    }
+}
+
 /// UDP and TCP under one number.
 pub struct AgentPort {
     udp: std::net::UdpSocket,
@@ -105,6 +127,7 @@ impl AgentPort {
             match std::net::UdpSocket::bind(tcp.local_addr()?) {
                 Ok(udp) => {
                     udp.set_nonblocking(true)?;
+                    make_room(&udp);
                     return Ok(Self { udp, tcp });
                 }
                 Err(_) if address.port() == 0 && attempt < BIND_ATTEMPTS => attempt += 1,
