@@ -41,21 +41,24 @@ const fn step(line: &'static str, seconds: u64) -> Step {
 pub const WHOLE: [Step; 11] = [
     step("footprint --seconds 600", 640),
     step("connect --agents 5000", 90),
-    step("connect --agents 10000", 150),
+    step("connect --agents 10000", 200),
     step(
-        "ingest --agents 10000 --seconds 600 --peer-agents 1000 --peer-seconds 120",
-        900,
+        "ingest --agents 10000 --packages 50 --seconds 600 --peer-agents 1000 --peer-seconds 60",
+        840,
     ),
-    step("recover --agents 10000 --seconds 60", 210),
+    step("recover --agents 10000 --packages 50 --seconds 60", 200),
     step(
-        "fanout --agents 10000 --processes 50 --hosts 10 --times 5",
-        240,
+        "fanout --agents 10000 --packages 50 --processes 50 --hosts 10 --times 5",
+        210,
     ),
-    step("query --agents 10000 --times 20", 240),
-    step("compress --nodes 100 --hours 4", 60),
-    step("growth --agents 100,1000,5000,10000 --seconds 20", 480),
-    step("soak --seconds 60", 150),
-    step("strangers", 60),
+    step("query --agents 10000 --times 20", 360),
+    step("compress --nodes 100 --hours 4", 50),
+    step(
+        "growth --agents 100,1000,5000,10000 --packages 50 --seconds 20",
+        420,
+    ),
+    step("soak --seconds 60", 90),
+    step("strangers", 45),
 ];
 
 /// What shows in minutes that all of it works, with figures that say little.
