@@ -39,23 +39,23 @@ const fn step(line: &'static str, seconds: u64) -> Step {
 
 /// What is run with the parameters of the budgets.
 pub const WHOLE: [Step; 11] = [
-    step("footprint --seconds 600", 640),
-    step("connect --agents 5000", 90),
-    step("connect --agents 10000", 200),
+    step("connect --agents 5000", 80),
+    step("connect --agents 10000", 150),
     step(
         "ingest --agents 10000 --packages 50 --seconds 600 --peer-agents 1000 --peer-seconds 60",
-        840,
+        830,
     ),
-    step("recover --agents 10000 --packages 50 --seconds 60", 200),
     step(
         "fanout --agents 10000 --packages 50 --processes 50 --hosts 10 --times 5",
-        210,
+        180,
     ),
-    step("query --agents 10000 --times 20", 360),
+    step("query --agents 10000 --times 20", 330),
     step("compress --nodes 100 --hours 4", 50),
+    step("recover --agents 10000 --packages 50 --seconds 30", 160),
+    step("footprint --seconds 600", 640),
     step(
         "growth --agents 100,1000,5000,10000 --packages 50 --seconds 20",
-        420,
+        380,
     ),
     step("soak --seconds 60", 90),
     step("strangers", 45),

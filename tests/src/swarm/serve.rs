@@ -4,6 +4,7 @@
 use std::{fs::File, io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use nexus_runtime::tasks::Tasks;
+use rustix::process::nice;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     net::unix::pipe,
@@ -21,11 +22,14 @@ use crate::fault::{Fault, Outcome};
 
 /// From one look at what has changed to the next.
 const LOOK: Duration = Duration::from_millis(50);
+/// What is loaded goes first on the processors that it shares with its load, as on a machine of its own.
+const NICE: i32 = 10;
 /// At least so often something is said.
 const ALIVE: Duration = Duration::from_secs(1);
 
 /// Is a part of a swarm: standard input and output are pipes to its first process.
 pub async fn serve() -> Outcome {
+    nice(NICE).map_err(|error| Fault::io("give way to others")(error.into()))?;
     let input = pipe(io::stdin().as_fd()).and_then(pipe::Receiver::from_file);
     let input = input.map_err(Fault::io("standard input"))?;
     let output = pipe(io::stdout().as_fd()).and_then(pipe::Sender::from_file);
