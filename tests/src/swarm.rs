@@ -6,7 +6,7 @@
 //! its threads. A folder on a tmpfs keeps their fsyncs from measuring the disk of the machine that makes the load.
 //!
 //! Where the limit of open files is not enough for all of them ([`room`]), further processes of `nexus-swarm` have
-//! their share each ([`part`]; [`serve`] is what those do). Number, name, seed and moment of an agent are the same
+//! their share each ([`part`]; [`mod@serve`] is what those do). Number, name, seed and moment of an agent are the same
 //! in whichever process it is, and the [`Tally`] counts them all.
 
 pub mod answers;
