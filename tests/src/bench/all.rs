@@ -53,10 +53,7 @@ pub const WHOLE: [Step; 11] = [
     step("compress --nodes 100 --hours 4", 50),
     step("recover --agents 10000 --packages 50 --seconds 30", 160),
     step("footprint --seconds 600", 640),
-    step(
-        "growth --agents 100,1000,5000,10000 --packages 50 --seconds 20",
-        380,
-    ),
+    step("growth --agents 100,1000,5000,10000 --seconds 20", 380),
     step("soak --seconds 60", 90),
     step("strangers", 45),
 ];

@@ -466,3 +466,18 @@ fn print(text: &str) -> Outcome {
 fn say(text: &str) {
     let _closed = writeln!(io::stderr(), "{text}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_all_runs_is_understood() {
+        for step in all::WHOLE.iter().chain(&all::QUICK) {
+            let words = ["nexus-bench"].into_iter().chain(step.line.split(' '));
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{}: {error}", step.line);
+            }
+        }
+    }
+}
