@@ -1,40 +1,38 @@
 //! SQL over everything: one read-only statement, over views alone, with bounds on what it may cost.
 //!
-//! Each query has a connection of its own to nothing, to which the shards, the control file and the audit file
-//! are attached read-only under names nobody can guess; the views over them are temporary, made before the
-//! guard is set. Rows leave through a bounded channel. A deadline, a memory bound and the caller's leaving
-//! each end it.
+//! A query runs in a thread of its own, on a connection to nothing that `prepared` attaches the files to and makes the
+//! views in before it sets the guard. That costs more than most answers, so a connection that shows all
+//! nodes as they are now goes on to the next query (`pool`); one that shows less, or the past, serves its query
+//! alone. Rows leave through a bounded channel. A deadline, a memory bound and the caller's leaving each end it.
 
+mod current;
 mod functions;
 mod guard;
 pub(crate) mod live;
 pub(crate) mod memory;
 mod newest;
+mod pool;
+mod prepared;
 mod views;
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicU8, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
 use nexus_proto::{ids::NodeId, time::Timestamp};
 use nexus_runtime::clock::Clock;
-use rusqlite::{Connection, ErrorCode, types::ValueRef};
+use rusqlite::{ErrorCode, types::ValueRef};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use uuid::Uuid;
 
+use self::{
+    current::{Asking, Ended},
+    prepared::Prepared,
+};
 use crate::{
-    StoreError, db,
+    StoreError,
     rows::{Value, ViewInfo},
 };
 
-pub(crate) use newest::{Fetch, NodeMetrics};
+pub(crate) use current::{Metrics, NamedNode, Shown, Span, Whose};
+pub(crate) use pool::Pool;
 
 /// Rows of one batch.
 const BATCH_ROWS: usize = 256;
@@ -48,8 +46,6 @@ const ROWS_MAX: usize = 1_000_000;
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
 /// What SQLite may hold for one query.
 const MEMORY_BYTES: i64 = 256 * 1024 * 1024;
-/// Instructions of SQLite's machine between two looks at the deadline; each may take milliseconds.
-const LOOK: i32 = 100;
 /// Characters of an error that are shown.
 const ERROR_CHARS: usize = 1000;
 
@@ -77,7 +73,8 @@ impl Default for QueryOptions {
     }
 }
 
-type Batch = Result<Vec<Vec<Value>>, StoreError>;
+/// Rows, or what ended them.
+pub(crate) type Batch = Result<Vec<Vec<Value>>, StoreError>;
 
 /// The answer to a query: its columns, then rows in bounded batches.
 #[derive(Debug)]
@@ -109,30 +106,19 @@ pub(crate) struct Places {
     pub(crate) audit: PathBuf,
 }
 
-/// What metrics views show.
-pub(crate) struct Metrics {
-    pub(crate) tails: Arc<live::Ask>,
-    pub(crate) nodes: Arc<Vec<NodeMetrics>>,
-    pub(crate) history: Arc<Fetch>,
-}
-
 /// The views, for people.
 pub(crate) fn schema() -> Vec<ViewInfo> {
     views::describe()
 }
 
-/// Whether a statement may look at metrics: their tables are only filled when it does.
-pub(crate) fn names_metrics(sql: &str) -> bool {
-    sql.to_ascii_lowercase().contains("metric")
-}
-
-/// Starts a query in a thread of its own, which holds `permit` and asks for `metrics`.
+/// Starts a query in a thread of its own, which holds `permit`.
 pub(crate) async fn start(
     sql: String,
     options: QueryOptions,
     places: Places,
-    metrics: impl FnOnce() -> Result<Metrics, StoreError> + Send + 'static,
+    metrics: Arc<dyn Metrics>,
     clock: Clock,
+    pool: Arc<Pool>,
     permit: OwnedSemaphorePermit,
 ) -> Result<QueryStream, StoreError> {
     let (head, columns) = oneshot::channel();
@@ -141,15 +127,14 @@ pub(crate) async fn start(
     thread::Builder::new()
         .name("query".to_owned())
         .spawn(move || {
+            let deadline = clock.instant() + options.timeout.min(TIMEOUT_MAX);
             let mut head = Some(head);
             let run = Run {
                 sql: &sql,
                 options: &options,
-                clock,
-                rows: rows.clone(),
+                asking: Arc::new(Asking::new(deadline, clock, rows.clone(), metrics)),
             };
-            let result = metrics().and_then(|metrics| run.run(&places, metrics, &mut head));
-            match result {
+            match run.run(&places, &pool, &mut head) {
                 Ok(was_cut) => drop(cut.send(was_cut)),
                 Err(error) => match head.take() {
                     Some(head) => drop(head.send(Err(error))),
@@ -172,42 +157,41 @@ type Head = Option<oneshot::Sender<Result<Vec<String>, StoreError>>>;
 struct Run<'a> {
     sql: &'a str,
     options: &'a QueryOptions,
-    clock: Clock,
-    rows: mpsc::Sender<Batch>,
+    asking: Arc<Asking>,
 }
 
-/// Why the progress handler ended a query.
-const RUNNING: u8 = 0;
-const LATE: u8 = 1;
-const ALONE: u8 = 2;
-
 impl Run<'_> {
-    fn run(&self, places: &Places, metrics: Metrics, head: &mut Head) -> Result<bool, StoreError> {
-        let deadline = self.clock.instant() + self.options.timeout.min(TIMEOUT_MAX);
-        let connection = db::open_query()?;
-        memory::bound(MEMORY_BYTES);
-        let views = views::all();
-        self.set_up(&connection, places, metrics, &views)?;
-        let why = self.watch(&connection, deadline)?;
-        let refusal = guard::set(&connection, &views)?;
+    /// Whether the row limit cut the answer.
+    fn run(&self, places: &Places, pool: &Pool, head: &mut Head) -> Result<bool, StoreError> {
+        if self.options.as_of.is_some() || self.options.nodes.is_some() {
+            memory::bound(MEMORY_BYTES);
+            return self.answer(&Prepared::open_for(places, self.sql, self.options)?, head);
+        }
+        let (idle, held) = pool.take().unzip();
+        memory::bound(MEMORY_BYTES - held.unwrap_or(0));
+        let prepared = idle.map_or_else(|| Prepared::open(places), Ok)?;
+        let answered = self.answer(&prepared, head)?;
+        // One whose query failed is not trusted with another.
+        pool.put(prepared, MEMORY_BYTES - memory::left());
+        Ok(answered)
+    }
+
+    fn answer(&self, prepared: &Prepared, head: &mut Head) -> Result<bool, StoreError> {
+        let _turn = prepared.current.begin(Arc::clone(&self.asking));
         let explain = |error: rusqlite::Error| {
-            if let Some(why) = refusal
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take()
-            {
+            if let Some(why) = prepared.refused() {
                 return StoreError::Query(one_line(&why));
             }
-            match why.load(Ordering::Relaxed) {
-                LATE => StoreError::Deadline,
-                ALONE => StoreError::Closed,
-                _ if error.sqlite_error_code() == Some(ErrorCode::OutOfMemory) => {
+            match self.asking.ended() {
+                Some(Ended::Late) => StoreError::Deadline,
+                Some(Ended::Alone) => StoreError::Closed,
+                None if error.sqlite_error_code() == Some(ErrorCode::OutOfMemory) => {
                     StoreError::Query("the query needs too much memory".to_owned())
                 }
-                _ => StoreError::Query(one_line(&self.explain(&error))),
+                None => StoreError::Query(one_line(&self.explain(&error))),
             }
         };
-        let mut statement = connection.prepare(self.sql).map_err(explain)?;
+        let mut statement = prepared.connection.prepare(self.sql).map_err(explain)?;
         if !statement.readonly() || statement.is_explain() != 0 || statement.column_count() == 0 {
             return Err(StoreError::Query(
                 "only one read-only SELECT over the views is allowed".to_owned(),
@@ -230,7 +214,7 @@ impl Run<'_> {
         let (mut batch, mut bytes, mut sent) = (Vec::new(), 0, 0);
         while let Some(row) = rows.next().map_err(explain)? {
             if sent == limit {
-                self.send(batch)?;
+                self.asking.send(batch)?;
                 return Ok(true);
             }
             sent += 1;
@@ -252,127 +236,12 @@ impl Run<'_> {
             }
             batch.push(values);
             if batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
-                self.send(std::mem::take(&mut batch))?;
+                self.asking.send(std::mem::take(&mut batch))?;
                 bytes = 0;
             }
         }
-        self.send(batch)?;
+        self.asking.send(batch)?;
         Ok(false)
-    }
-
-    fn send(&self, batch: Vec<Vec<Value>>) -> Result<(), StoreError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.rows
-            .blocking_send(Ok(batch))
-            .map_err(|_| StoreError::Closed)
-    }
-
-    fn set_up(
-        &self,
-        connection: &Connection,
-        places: &Places,
-        metrics: Metrics,
-        views: &[views::View],
-    ) -> Result<(), StoreError> {
-        // A statement cannot name what its text does not contain, and most of the time goes into what it could name.
-        let text = self.sql.to_ascii_lowercase();
-        let views: Vec<&views::View> = views
-            .iter()
-            .filter(|view| text.contains(view.name))
-            .collect();
-        let attach = |path: &Path| -> Result<String, StoreError> {
-            let schema = format!("x{}", Uuid::new_v4().simple());
-            connection.execute(&format!("ATTACH ?1 AS {schema}"), [uri(path)])?;
-            Ok(schema)
-        };
-        let sharded = views.iter().any(|view| view.place == views::Place::Shards);
-        let shards = places.shards.iter().filter(|_| sharded);
-        let shards = shards
-            .map(|path| attach(path))
-            .collect::<Result<Vec<_>, _>>()?;
-        let needed = |path, needs: fn(&views::View) -> bool| {
-            let needed = views.iter().any(|view| needs(view));
-            needed.then(|| attach(path)).transpose()
-        };
-        let control = needed(&places.control, views::View::reads_control)?;
-        let audit = needed(&places.audit, views::View::reads_audit)?;
-        connection.execute_batch(
-            "PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; CREATE TEMP TABLE nexus_permitted (node BLOB PRIMARY KEY);",
-        )?;
-        for node in self.options.nodes.iter().flatten() {
-            connection.execute(
-                "INSERT OR IGNORE INTO temp.nexus_permitted VALUES (?1)",
-                [node.as_bytes()],
-            )?;
-        }
-        live::register(connection, &metrics.tails)?;
-        let now = newest::Source {
-            nodes: Arc::clone(&metrics.nodes),
-            history: None,
-        };
-        newest::register(connection, c"nexus_newest", now)?;
-        let then = newest::Source {
-            nodes: metrics.nodes,
-            history: Some(metrics.history),
-        };
-        newest::register(connection, c"nexus_history", then)?;
-        let mut hidden = BTreeSet::new();
-        // All shards have the same tables.
-        for schema in shards.first().into_iter().chain(&control).chain(&audit) {
-            let mut names = connection.prepare(&format!(
-                "SELECT name FROM {schema}.sqlite_schema WHERE type = 'table'"
-            ))?;
-            for name in names.query_map([], |row| row.get::<_, String>(0))? {
-                let name = name?;
-                if text.contains(&name.to_ascii_lowercase()) {
-                    hidden.insert(name);
-                }
-            }
-        }
-        for view in views {
-            hidden.remove(view.name);
-            let some = self.options.nodes.is_some();
-            connection.execute_batch(&view.sql(
-                &shards,
-                control.as_deref().unwrap_or_default(),
-                audit.as_deref().unwrap_or_default(),
-                self.options.as_of,
-                some,
-            ))?;
-        }
-        for name in hidden.iter().filter(|name| !name.starts_with("sqlite_")) {
-            connection.execute_batch(&format!(
-                "CREATE TEMP VIEW \"{name}\" AS SELECT NULL AS hidden WHERE 0"
-            ))?;
-        }
-        Ok(())
-    }
-
-    fn watch(
-        &self,
-        connection: &Connection,
-        deadline: Instant,
-    ) -> Result<Arc<AtomicU8>, StoreError> {
-        let why = Arc::new(AtomicU8::new(RUNNING));
-        let note = Arc::clone(&why);
-        let clock = self.clock.clone();
-        let rows = self.rows.clone();
-        let over = move || {
-            let reason = if clock.instant() >= deadline {
-                LATE
-            } else if rows.is_closed() {
-                ALONE
-            } else {
-                return false;
-            };
-            note.store(reason, Ordering::Relaxed);
-            true
-        };
-        functions::register(connection, &over)?;
-        connection.progress_handler(LOOK, Some(over))?;
-        Ok(why)
     }
 
     /// What SQLite said, and where.
@@ -414,20 +283,4 @@ fn one_line(text: &str) -> String {
         line.push('…');
     }
     line
-}
-
-/// A file URI that opens for reading only.
-fn uri(path: &Path) -> String {
-    use std::os::unix::ffi::OsStrExt as _;
-    let mut uri = String::from("file:");
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' => {
-                uri.push(char::from(*byte))
-            }
-            other => uri.push_str(&format!("%{other:02X}")),
-        }
-    }
-    uri.push_str("?mode=ro");
-    uri
 }

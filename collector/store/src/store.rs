@@ -75,6 +75,7 @@ struct Inner {
     watches: Watches,
     compactor: Compactor,
     queries: Arc<Semaphore>,
+    pool: Arc<query::Pool>,
     clock: Clock,
     #[expect(dead_code, reason = "held until the store is gone")]
     lock: FolderLock,
@@ -258,6 +259,7 @@ impl Store {
             watches,
             compactor: Compactor::start(compactions, clock.clone())?,
             queries: Arc::new(Semaphore::new(QUERIES)),
+            pool: Arc::default(),
             clock,
             lock,
         };

@@ -7,7 +7,20 @@
     reason = "helpers of tests fail as tests do"
 )]
 
-use std::{sync::Arc, time::Duration};
+#[cfg(test)]
+#[path = "query/costs.rs"]
+mod costs;
+#[cfg(test)]
+#[path = "query/functions.rs"]
+mod functions;
+#[cfg(test)]
+#[path = "query/refusals.rs"]
+mod refusals;
+#[cfg(test)]
+#[path = "query/turns.rs"]
+mod turns;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use nexus_proto::{
     ids::{Incarnation, Lane, NodeId},
@@ -25,7 +38,8 @@ use nexus_store::{
 const NODES: usize = 6;
 
 struct World {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    path: PathBuf,
     store: Store,
     nodes: Vec<NodeId>,
 }
@@ -86,7 +100,8 @@ async fn world() -> World {
         .await
         .unwrap();
     World {
-        _dir: dir,
+        dir,
+        path,
         store,
         nodes,
     }
@@ -344,245 +359,4 @@ async fn versions_are_counted_over_the_shards_and_for_whoever_asks() {
             [text("2"), Value::Integer(2)]
         ]
     );
-}
-
-#[tokio::test]
-async fn all_but_one_read_only_statement_is_refused() {
-    let world = world().await;
-    let hostile = [
-        "",
-        "-- nothing",
-        "SELECT 1; SELECT 2",
-        "SELECT 1; DROP TABLE nodes",
-        "ATTACH '/etc/passwd' AS p",
-        "DETACH temp",
-        "PRAGMA database_list",
-        "PRAGMA writable_schema = 1",
-        "SELECT * FROM pragma_database_list",
-        "SELECT * FROM pragma_table_info('nodes')",
-        "SELECT * FROM sqlite_master",
-        "SELECT * FROM sqlite_schema",
-        "SELECT * FROM temp.sqlite_schema",
-        "SELECT * FROM sqlite_temp_master",
-        "SELECT * FROM main.sqlite_master",
-        "WITH nodes AS (SELECT * FROM temp.sqlite_schema) SELECT * FROM nodes",
-        "SELECT load_extension('x')",
-        "SELECT readfile('/etc/passwd')",
-        "SELECT writefile('/tmp/x', 'y')",
-        "SELECT fts3_tokenizer('x')",
-        "SELECT randomblob(1000000000)",
-        "SELECT zeroblob(1000000000)",
-        "SELECT sqlite_version()",
-        "INSERT INTO nodes VALUES (1)",
-        "DELETE FROM nodes",
-        "UPDATE nodes SET name = 'x'",
-        "CREATE TABLE t (a)",
-        "CREATE TEMP TABLE t (a)",
-        "CREATE TEMP VIEW v AS SELECT 1",
-        "CREATE VIRTUAL TABLE t USING fts5(a)",
-        "DROP VIEW nodes",
-        "BEGIN",
-        "COMMIT",
-        "SAVEPOINT x",
-        "VACUUM",
-        "VACUUM INTO '/tmp/x.db'",
-        "REINDEX",
-        "ANALYZE",
-        "EXPLAIN SELECT * FROM nodes",
-        "EXPLAIN QUERY PLAN SELECT * FROM nodes",
-        "SELECT * FROM nexus_newest",
-        "SELECT * FROM nexus_permitted",
-        "SELECT * FROM temp.nexus_permitted",
-        "SELECT count(*) FROM sqlite_schema",
-        "SELECT count(*) FROM pragma_database_list",
-        "SELECT * FROM nope",
-        "SELEC 1",
-        "SELECT * FROM metric_history",
-        "SELECT * FROM dbstat",
-        "SELECT * FROM sqlite_dbpage",
-        "SELECT * FROM bytecode('SELECT 1')",
-    ];
-    for sql in hostile {
-        let why = world.refusal(sql).await;
-        assert!(!why.contains('\n') && !why.is_empty(), "{sql}: {why:?}");
-    }
-    assert_eq!(
-        world.refusal("SELECT\n  nope").await,
-        "no such column: nope (line 2, column 3)"
-    );
-    assert_eq!(
-        world.refusal("PRAGMA user_version").await,
-        "PRAGMA is not allowed"
-    );
-}
-
-#[tokio::test]
-async fn tables_behind_the_views_cannot_be_named() {
-    let world = world().await;
-    // Shadowed by empty views, which may be read by nobody, or are not there at all.
-    for table in [
-        "chunks",
-        "cursors",
-        "meta",
-        "inventory_packages",
-        "node_history",
-        "serials",
-        "token_uses",
-    ] {
-        for sql in [
-            format!("SELECT * FROM {table}"),
-            format!("WITH packages AS (SELECT * FROM {table}) SELECT * FROM packages"),
-            format!("WITH nodes AS (SELECT * FROM {table}) SELECT * FROM nodes"),
-            format!("SELECT (SELECT count(*) FROM main.{table})"),
-        ] {
-            match world.rows(&sql, QueryOptions::default()).await {
-                Ok(rows) => assert!(rows.is_empty(), "{sql}: {rows:?}"),
-                Err(StoreError::Query(_)) => {}
-                Err(error) => panic!("{sql}: {error}"),
-            }
-        }
-    }
-    // A view of a caller's own making under the name of ours still reads our view.
-    let mine = QueryOptions {
-        nodes: Some(vec![world.nodes[1]]),
-        ..QueryOptions::default()
-    };
-    let sql = "WITH packages AS (SELECT name FROM nodes) SELECT * FROM packages";
-    assert_eq!(world.rows(sql, mine).await.unwrap(), [[text("node-1")]]);
-}
-
-#[tokio::test]
-async fn a_query_that_takes_much_memory_is_ended() {
-    let world = world().await;
-    let long = QueryOptions {
-        timeout: Duration::from_secs(120),
-        ..QueryOptions::default()
-    };
-    // While it runs, and while SQLite still makes a plan of it.
-    let mut doubled = "WITH a0 AS (SELECT name FROM nodes)".to_owned();
-    for level in 1..30 {
-        let below = level - 1;
-        doubled.push_str(&format!(
-            ", a{level} AS (SELECT * FROM a{below} UNION ALL SELECT * FROM a{below})"
-        ));
-    }
-    for hoard in [
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
-            SELECT i FROM n ORDER BY printf('%050000d', i)"
-            .to_owned(),
-        format!("{doubled} SELECT count(*) FROM a29"),
-    ] {
-        let error = world.rows(&hoard, long.clone()).await.unwrap_err();
-        assert_eq!(error.to_string(), "the query needs too much memory");
-    }
-    assert_eq!(world.all("SELECT 1").await, [[Value::Integer(1)]]);
-}
-
-#[tokio::test]
-async fn no_function_outlasts_the_deadline() {
-    let world = world().await;
-    let short = QueryOptions {
-        timeout: Duration::from_millis(500),
-        ..QueryOptions::default()
-    };
-    let (long, most) = (
-        "printf('%.*c', 8000000, 'a')",
-        "printf('%.*c', 4000000, 'a') || 'b'",
-    );
-    for sql in [
-        format!("SELECT instr({long}, {most})"),
-        format!("SELECT length(replace({long}, {most}, 'x'))"),
-        format!("SELECT length(trim({long}, printf('%.*c', 600000, 'b') || 'a'))"),
-        format!("SELECT {long} LIKE '%{}b%'", "a".repeat(1000)),
-        format!("SELECT {long} GLOB '*{}b*'", "[a-z]".repeat(200)),
-        format!("SELECT {long} LIKE '%{}b'", "_a%".repeat(300)),
-    ] {
-        match world.rows(&sql, short.clone()).await {
-            Ok(rows) => assert_eq!(rows.len(), 1),
-            Err(StoreError::Deadline) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-#[tokio::test]
-async fn functions_give_what_sqlite_gives() {
-    let world = world().await;
-    for (sql, expected) in [
-        ("instr('äbc', 'c')", Value::Integer(3)),
-        ("instr(x'0001ff', x'ff')", Value::Integer(3)),
-        ("instr('abc', '')", Value::Integer(1)),
-        ("instr('aabaabaac', 'aabaac')", Value::Integer(4)),
-        ("instr('abc', 'd')", Value::Integer(0)),
-        ("instr(NULL, 'd')", Value::Null),
-        ("instr(12345, 34)", Value::Integer(3)),
-        ("replace('aXbX', 'X', '--')", text("a--b--")),
-        ("replace('aaa', 'aa', 'b')", text("ba")),
-        ("replace('abc', '', 'x')", text("abc")),
-        ("replace(1.5, '.', ',')", text("1,5")),
-        ("trim('  a ')", text("a")),
-        ("ltrim('xyxa', 'xy')", text("a")),
-        ("rtrim('axyx', 'xy')", text("a")),
-        ("trim('a', NULL)", Value::Null),
-        ("'Web-1' LIKE 'web-_'", Value::Integer(1)),
-        ("'a%b' LIKE 'a\\%b' ESCAPE '\\'", Value::Integer(1)),
-        ("'axb' LIKE 'a\\%b' ESCAPE '\\'", Value::Integer(0)),
-        ("'mississippi' LIKE '%iss%pi'", Value::Integer(1)),
-        ("'mississippi' LIKE '%iss%pix'", Value::Integer(0)),
-        ("'Ä' LIKE 'ä'", Value::Integer(0)),
-        ("'' LIKE '%'", Value::Integer(1)),
-        ("'abc' GLOB 'A*'", Value::Integer(0)),
-        ("'abc' GLOB 'a?[a-d]'", Value::Integer(1)),
-        ("'a]c' GLOB 'a[]x]c'", Value::Integer(1)),
-        ("'abc' GLOB 'a[^b]c'", Value::Integer(0)),
-        ("'a-c' GLOB 'a[b-]c'", Value::Integer(1)),
-        ("'abc' GLOB 'a[bc'", Value::Integer(0)),
-    ] {
-        assert_eq!(
-            world.all(&format!("SELECT {sql}")).await,
-            [[expected]],
-            "{sql}"
-        );
-    }
-    let why = world.refusal("SELECT [a\nb] FROM nodes").await;
-    assert_eq!(why, "no such column: a\\nb (line 1, column 8)");
-}
-
-#[tokio::test]
-async fn a_runaway_ends_at_its_deadline_and_a_long_answer_at_its_limit() {
-    let world = world().await;
-    let short = QueryOptions {
-        timeout: Duration::from_millis(200),
-        ..QueryOptions::default()
-    };
-    for sql in [
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
-        "SELECT count(*) FROM packages a, packages b, packages c, packages d, packages e, packages f, packages g,
-            packages h, packages i, packages j, packages k",
-    ] {
-        let error = world.rows(sql, short.clone()).await.unwrap_err();
-        assert!(matches!(error, StoreError::Deadline), "{error}");
-    }
-    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n";
-    let few = QueryOptions {
-        limit: 1000,
-        ..QueryOptions::default()
-    };
-    let mut stream = world.store.query(endless, few).await.unwrap();
-    let mut count = 0;
-    while let Some(batch) = stream.next().await {
-        count += batch.unwrap().len();
-    }
-    assert_eq!((count, stream.truncated()), (1000, true));
-    // A caller that leaves frees its place: more of them than places.
-    for _ in 0..8 {
-        drop(
-            world
-                .store
-                .query(endless, QueryOptions::default())
-                .await
-                .unwrap(),
-        );
-    }
-    assert_eq!(world.all("SELECT 1").await, [[Value::Integer(1)]]);
 }

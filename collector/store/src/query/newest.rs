@@ -18,41 +18,25 @@ use rusqlite::{
     },
 };
 
+use super::current::{Asking, Current, NamedNode, Shown, Span, Whose};
 use crate::rows::Newest;
 
-/// One value to show.
-pub(crate) type Shown = (Arc<SeriesKey>, f64, Timestamp);
-
-/// A node with its newest report.
-#[derive(Debug, Clone)]
-pub(crate) struct NodeMetrics {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    pub(crate) newest: Option<Newest>,
+/// Makes the tables known to a connection.
+pub(super) fn register(connection: &Connection, current: &Current) -> rusqlite::Result<()> {
+    const MODULE: Module<'_, Table> = Module::eponymous_only_module();
+    for (name, history) in [(c"nexus_newest", false), (c"nexus_history", true)] {
+        let current = current.clone();
+        connection.create_module(name, &MODULE, Some(Source { current, history }))?;
+    }
+    Ok(())
 }
-
-/// Between two times, both included.
-pub(crate) type Span = (Timestamp, Timestamp);
-
-/// Values of a node's id and a metric's name.
-pub(crate) type Fetch = dyn Fn(&str, &str, Span) -> Result<Vec<Shown>, String> + Send + Sync;
 
 /// Where values come from.
 #[derive(Clone)]
-pub(super) struct Source {
-    pub(super) nodes: Arc<Vec<NodeMetrics>>,
-    /// Of a node's id and a metric's name. None: the newest values are shown.
-    pub(super) history: Option<Arc<Fetch>>,
-}
-
-/// Makes the table known to a connection.
-pub(super) fn register(
-    connection: &Connection,
-    name: &CStr,
-    source: Source,
-) -> rusqlite::Result<()> {
-    const MODULE: Module<'_, Table> = Module::eponymous_only_module();
-    connection.create_module(name, &MODULE, Some(source))
+struct Source {
+    current: Current,
+    /// All values. Else the newest are shown.
+    history: bool,
 }
 
 const BY_NODE: c_int = 1;
@@ -128,6 +112,10 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
             chosen |= bit;
             cost /= 100.0;
         }
+        if self.source.history && (chosen & (BY_NODE | BY_ID) == 0 || chosen & BY_NAME == 0) {
+            // It would be refused: where there is another order, that is taken.
+            cost = 1e12;
+        }
         info.set_idx_num(chosen);
         info.set_estimated_cost(cost);
         Ok(true)
@@ -136,13 +124,16 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
     fn open(&'vtab mut self) -> rusqlite::Result<Cursor<'vtab>> {
         Ok(Cursor {
             base: ffi::sqlite3_vtab_cursor::default(),
-            source: self.source.clone(),
+            history: self.source.history,
+            asking: self.source.current.get(),
+            nodes: Arc::default(),
             node: None,
             id: None,
             name: None,
             span: ALWAYS,
             at: 0,
             sample: 0,
+            newest: None,
             fetched: Vec::new(),
             row: 0,
             table: PhantomData,
@@ -154,7 +145,11 @@ unsafe impl<'vtab> VTab<'vtab> for Table {
 struct Cursor<'vtab> {
     /// SQLite's part: must be first.
     base: ffi::sqlite3_vtab_cursor,
-    source: Source,
+    history: bool,
+    /// `None`: nothing is shown.
+    asking: Option<Arc<Asking>>,
+    /// Those that may fit.
+    nodes: Arc<[NamedNode]>,
     node: Option<String>,
     id: Option<String>,
     name: Option<String>,
@@ -163,6 +158,8 @@ struct Cursor<'vtab> {
     at: usize,
     /// Place among the node's values.
     sample: usize,
+    /// Of the node at `at`.
+    newest: Option<Newest>,
     /// History of the node at `at`.
     fetched: Vec<Shown>,
     row: i64,
@@ -170,44 +167,55 @@ struct Cursor<'vtab> {
 }
 
 impl Cursor<'_> {
-    fn current(&self) -> Option<(&NodeMetrics, &Arc<SeriesKey>, f64, Timestamp)> {
-        let node = self.source.nodes.get(self.at)?;
-        if self.source.history.is_some() {
+    fn current(&self) -> Option<(&NamedNode, &Arc<SeriesKey>, f64, Timestamp)> {
+        let node = self.nodes.get(self.at)?;
+        if self.history {
             let (key, value, time) = self.fetched.get(self.sample)?;
             return Some((node, key, *value, *time));
         }
-        let newest = node.newest.as_ref()?;
+        let newest = self.newest.as_ref()?;
         let sample = newest.snapshot.samples.get(self.sample)?;
         Some((node, &sample.key, sample.value, newest.time))
     }
 
+    /// The nodes that may fit: without a name or an id all are looked at.
+    fn find(&self, asking: &Asking) -> rusqlite::Result<Arc<[NamedNode]>> {
+        let whose = match (&self.id, &self.node) {
+            (Some(id), _) => match id.parse() {
+                Ok(id) => Whose::Id(id),
+                Err(_) => return Ok(Arc::default()),
+            },
+            (None, Some(name)) => Whose::Name(name),
+            (None, None) => Whose::All,
+        };
+        asking.nodes(whose).map_err(|e| failure(&e.to_string()))
+    }
+
     /// Goes on from a node's values to the next value that fits.
     fn settle(&mut self) -> rusqlite::Result<()> {
-        loop {
-            let Some(node) = self.source.nodes.get(self.at) else {
-                return Ok(());
-            };
-            let fits = self
-                .node
-                .as_ref()
-                .is_none_or(|wanted| *wanted == node.name || *wanted == node.id)
-                && self.id.as_ref().is_none_or(|wanted| *wanted == node.id);
-            if fits {
-                if self.sample == 0
-                    && let (Some(fetch), Some(name)) = (&self.source.history, &self.name)
-                {
-                    self.fetched = fetch(&node.id, name, self.span).map_err(|e| failure(&e))?;
-                }
-                while let Some((_, key, ..)) = self.current() {
-                    if self.name.as_ref().is_none_or(|wanted| *wanted == key.name) {
-                        return Ok(());
+        let Some(asking) = self.asking.clone() else {
+            return Ok(());
+        };
+        while let Some(node) = self.nodes.get(self.at) {
+            if self.sample == 0 {
+                match &self.name {
+                    Some(name) if self.history => {
+                        let values = asking.history(node.node, name, self.span);
+                        self.fetched = values.map_err(|e| failure(&e))?;
                     }
-                    self.sample += 1;
+                    _ => self.newest = asking.newest(node.node),
                 }
+            }
+            while let Some((_, key, ..)) = self.current() {
+                if self.name.as_ref().is_none_or(|wanted| *wanted == key.name) {
+                    return Ok(());
+                }
+                self.sample += 1;
             }
             self.fetched.clear();
             (self.at, self.sample) = (self.at + 1, 0);
         }
+        Ok(())
     }
 }
 
@@ -261,11 +269,15 @@ unsafe impl VTabCursor for Cursor<'_> {
             }
         }
         let whose = self.node.is_some() || self.id.is_some();
-        if self.source.history.is_some() && !(whose && self.name.is_some()) {
+        if self.history && !(whose && self.name.is_some()) {
             return Err(failure(
                 "metric_history asks for node = … (or node_id = …) AND name = …",
             ));
         }
+        self.nodes = match &self.asking {
+            Some(asking) => self.find(asking)?,
+            None => Arc::default(),
+        };
         self.settle()
     }
 

@@ -40,6 +40,11 @@ impl Store {
         if let Ok(id) = name.parse::<NodeId>() {
             return Ok(self.node(id)?.into_iter().collect());
         }
+        self.nodes_named(name)
+    }
+
+    /// The nodes of this name.
+    pub(super) fn nodes_named(&self, name: &str) -> Result<Vec<NodeRow>, StoreError> {
         let mut nodes = Vec::new();
         for (number, shard) in (0..).zip(&self.inner.shards) {
             nodes.extend(shard::reads::nodes_named(

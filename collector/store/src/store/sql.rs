@@ -1,17 +1,18 @@
 //! SQL over a store, with what is in memory of metrics.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use nexus_proto::{
     ids::{Incarnation, NodeId},
     time::Timestamp,
 };
 
-use super::{Store, shard_folder};
+use super::{Inner, Store, shard_folder};
 use crate::{
     StoreError,
     head::live::Tail,
-    query::{self, NodeMetrics, Places, QueryOptions, QueryStream},
+    query::{self, Metrics, NamedNode, Places, QueryOptions, QueryStream, Shown, Span, Whose},
+    rows::{Newest, NodeRow},
 };
 
 impl Store {
@@ -28,77 +29,96 @@ impl Store {
             control: inner.dir.join("control").join("state.db"),
             audit: inner.dir.join("audit.db"),
         };
-        let until = options.as_of.unwrap_or(Timestamp(i64::MAX));
-        // Weak, so that a query that goes on does not keep a closed store's folder.
-        let weak = Arc::downgrade(&self.inner);
-        let history = move |id: &str, name: &str, (from, to): (Timestamp, Timestamp)| {
-            let node: NodeId = id
-                .parse()
-                .map_err(|e: nexus_proto::ids::IdError| e.to_string())?;
-            let store = Store {
-                inner: weak.upgrade().ok_or("the store is closed")?,
-            };
-            let points = store
-                .history(node, name, from, to.min(until))
-                .map_err(|e| match e {
-                    StoreError::TooMany(_) => format!("{name}: {e}; ask for a time: time >= …"),
-                    e => e.to_string(),
-                })?;
-            Ok(points
-                .into_iter()
-                .map(|point| (point.key, point.value, point.time))
-                .collect())
-        };
-        let weak = Arc::downgrade(&self.inner);
-        let seen = options.nodes.clone();
-        let tails = move |node: NodeId, of: Option<Incarnation>| {
-            let permitted = seen.as_ref().is_none_or(|ids| ids.contains(&node));
-            let inner = weak.upgrade().filter(|_| permitted);
-            inner
-                .and_then(|inner| {
-                    let shard = Store { inner };
-                    let shard = shard.shard_for(node).ok()?;
-                    Some(match of {
-                        Some(of) => shard.metrics.tail(node, of),
-                        None => Tail {
-                            received: shard.metrics.heard(node).unwrap_or_default(),
-                            ..Tail::default()
-                        },
-                    })
-                })
-                .unwrap_or_default()
-        };
-        let wanted = query::names_metrics(sql);
-        let permitted = options.nodes.clone();
-        let weak = Arc::downgrade(&self.inner);
-        let metrics = move || {
-            let mut shown = Vec::new();
-            if wanted {
-                let store = Store {
-                    inner: weak.upgrade().ok_or(StoreError::Closed)?,
-                };
-                let mut nodes = store.nodes(None)?;
-                nodes.retain(|node| permitted.as_ref().is_none_or(|ids| ids.contains(&node.id)));
-                shown.extend(nodes.into_iter().map(|node| NodeMetrics {
-                    id: node.id.to_string(),
-                    name: node.name,
-                    newest: store.newest(node.id),
-                }));
-            }
-            Ok(query::Metrics {
-                tails: Arc::new(tails),
-                nodes: Arc::new(shown),
-                history: Arc::new(history),
-            })
+        let seen = Seen {
+            inner: Arc::downgrade(&self.inner),
+            nodes: options.nodes.clone(),
+            until: options.as_of.unwrap_or(Timestamp(i64::MAX)),
         };
         query::start(
             sql.to_owned(),
             options,
             places,
-            metrics,
+            Arc::new(seen),
             inner.clock.clone(),
+            Arc::clone(&inner.pool),
             permit,
         )
         .await
+    }
+}
+
+/// What the caller of a query may see of metrics.
+struct Seen {
+    /// Weak, so that a query that goes on does not keep a closed store's folder.
+    inner: Weak<Inner>,
+    /// `None`: of all nodes.
+    nodes: Option<Vec<NodeId>>,
+    until: Timestamp,
+}
+
+impl Seen {
+    fn permits(&self, node: NodeId) -> bool {
+        self.nodes.as_ref().is_none_or(|ids| ids.contains(&node))
+    }
+
+    /// The store, if it is still open and may be asked about that node.
+    fn store_for(&self, node: NodeId) -> Option<Store> {
+        self.inner
+            .upgrade()
+            .filter(|_| self.permits(node))
+            .map(|inner| Store { inner })
+    }
+}
+
+impl Metrics for Seen {
+    fn nodes(&self, whose: Whose<'_>) -> Result<Vec<NamedNode>, StoreError> {
+        let inner = self.inner.upgrade().ok_or(StoreError::Closed)?;
+        let store = Store { inner };
+        let rows: Vec<NodeRow> = match whose {
+            Whose::All => store.nodes(None)?,
+            Whose::Id(id) => store.node(id)?.into_iter().collect(),
+            Whose::Name(name) => store.nodes_named(name)?,
+        };
+        let rows = rows.into_iter().filter(|row| self.permits(row.id));
+        Ok(rows
+            .map(|row| NamedNode {
+                node: row.id,
+                id: row.id.to_string(),
+                name: row.name,
+            })
+            .collect())
+    }
+
+    fn newest(&self, node: NodeId) -> Option<Newest> {
+        self.store_for(node)?.newest(node)
+    }
+
+    fn history(&self, node: NodeId, name: &str, (from, to): Span) -> Result<Vec<Shown>, String> {
+        let store = self.store_for(node).ok_or("the store is closed")?;
+        let points = store
+            .history(node, name, from, to.min(self.until))
+            .map_err(|e| match e {
+                StoreError::TooMany(_) => format!("{name}: {e}; ask for a time: time >= …"),
+                e => e.to_string(),
+            })?;
+        Ok(points
+            .into_iter()
+            .map(|point| (point.key, point.value, point.time))
+            .collect())
+    }
+
+    fn tail(&self, node: NodeId, of: Option<Incarnation>) -> Tail {
+        let tail = || {
+            let store = self.store_for(node)?;
+            let metrics = &store.shard_for(node).ok()?.metrics;
+            Some(match of {
+                Some(of) => metrics.tail(node, of),
+                None => Tail {
+                    received: metrics.heard(node).unwrap_or_default(),
+                    ..Tail::default()
+                },
+            })
+        };
+        tail().unwrap_or_default()
     }
 }
