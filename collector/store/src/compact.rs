@@ -329,15 +329,6 @@ fn gather(
         if ending() {
             return Ok(());
         }
-        let row = match row {
-            Ok(row) => row,
-            // It cannot be read later either.
-            Err(error @ StoreError::Corrupt { .. }) => {
-                tracing::error!(error = chain(&error), "reports are lost");
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
         for part in row.parts {
             let node = NodeId::from_wire(&part.node)
                 .map_err(|e| StoreError::corrupt("an id in the head of metrics", e))?;

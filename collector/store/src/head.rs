@@ -23,6 +23,7 @@ use crate::{
     StoreError,
     db::{self, Format},
     log,
+    writer::chain,
 };
 
 const CONTEXT: &str = "nexus head of metrics v1";
@@ -169,12 +170,13 @@ impl Head {
     }
 }
 
-/// The rows `after < idx <= to` that there are, in order. A damaged one is `Err` in its place.
+/// The rows `after < idx <= to` that can be read, in order. What was in a damaged one is lost: it cannot be read later
+/// either, and the others are good.
 pub(crate) fn rows(
     connection: &Connection,
     path: &Path,
     (after, to): (i64, i64),
-    mut each: impl FnMut(Result<Row, StoreError>) -> Result<(), StoreError>,
+    mut each: impl FnMut(Row) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let failed = || StoreError::sqlite("cannot read", path);
     let mut read = connection
@@ -184,7 +186,13 @@ pub(crate) fn rows(
         .map_err(failed())?;
     let mut rows = read.query([after, to]).map_err(failed())?;
     while let Some(row) = rows.next().map_err(failed())? {
-        each(unpacked(row, path))?;
+        match unpacked(row, path) {
+            Ok(row) => each(row)?,
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(error = chain(&error), "reports are lost");
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

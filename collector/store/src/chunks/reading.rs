@@ -1,12 +1,12 @@
 //! Values of the series that are wanted, out of chunks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use nexus_proto::{ids::NodeId, time::Timestamp};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use nexus_proto::ids::NodeId;
+use rusqlite::{Connection, OptionalExtension as _};
 
 use super::{
-    Key, Samples,
+    ChunkError, Key, Point, Samples,
     file::blob,
     keyset,
     raw::{Kind, Reports, Unpacker},
@@ -74,68 +74,84 @@ impl<'a> Reading<'a> {
 /// What raw chunks have between two times, both included.
 pub(super) fn raw_samples(
     connection: &Connection,
-    (number, node): (i64, NodeId),
-    (from, to): (i64, i64),
+    of: (i64, NodeId),
+    span: (i64, i64),
     reading: &mut Reading<'_>,
 ) -> Result<Samples, StoreError> {
+    let form = Form {
+        kind: Kind::Raw,
+        order: "id",
+        read: |body, keys, wanted| {
+            let reports = Reports::read(body, keys.len(), wanted)?;
+            let series = reports.series.iter();
+            Ok(series
+                .map(|series| (series.index, reports.points(series).collect()))
+                .collect())
+        },
+        time: |(time, _)| *time,
+    };
     let mut samples = Samples::new();
-    let mut keys = KeyLists::default();
-    let mut unpacker = Unpacker::new()?;
-    let mut chunks = connection.prepare_cached(
-        "SELECT id, keyset, body FROM raw WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3 ORDER BY id",
+    add(
+        connection,
+        of,
+        Resolution::Raw,
+        span,
+        reading,
+        &form,
+        &mut samples,
     )?;
-    let mut chunks = chunks.query(params![number, from, to])?;
-    while let Some(row) = chunks.next()? {
-        let list = keys.get(connection, row.get(1)?);
-        let Some(keys) = reading.readable(list)? else {
-            continue;
-        };
-        let wanted: Vec<bool> = keys.iter().map(|key| reading.wants(key)).collect();
-        if !wanted.contains(&true) {
-            continue;
-        }
-        let read = unpacker
-            .unpack(Kind::Raw, blob(row, 2)?)
-            .and_then(|body| {
-                let wanted = |index: usize| wanted.get(index) == Some(&true);
-                Reports::read(body, keys.len(), wanted)
-            })
-            .map_err(|e| {
-                let id: i64 = row.get(0).unwrap_or_default();
-                StoreError::corrupt(&format!("chunk {id} of raw metrics of node {node}"), e)
-            });
-        let Some(reports) = reading.readable(read)? else {
-            continue;
-        };
-        for series in &reports.series {
-            if let Some(key) = keys.get(series.index) {
-                let found = reports.points(series);
-                let found = found.filter(|(time, _)| (from..=to).contains(time));
-                let values = samples.entry(key.clone()).or_default();
-                let before = values.len();
-                values.extend(found);
-                reading.count(values.len() - before)?;
-            }
-        }
-    }
     Ok(samples)
 }
 
 /// Adds the points of minutes or hours between two times, both included, to what is there, by time.
 pub(super) fn rolled_points(
     connection: &Connection,
+    of: (i64, NodeId),
+    resolution: Resolution,
+    span: (i64, i64),
+    reading: &mut Reading<'_>,
+    lines: &mut Lines,
+) -> Result<(), StoreError> {
+    let form = Form {
+        kind: Kind::Rollup,
+        order: "to_ms",
+        read: |body, keys, wanted| rolled::read(body, keys, wanted),
+        time: |point: &Point| point.time.as_ms(),
+    };
+    add(connection, of, resolution, span, reading, &form, lines)
+}
+
+/// Values by the place of their series in a key set.
+type Found<T> = Vec<(usize, Vec<T>)>;
+/// Reads the series that are wanted of a body with these keys.
+type Read<T> = fn(&[u8], &[Key], &dyn Fn(usize) -> bool) -> Result<Found<T>, ChunkError>;
+
+/// How chunks of one kind are read.
+struct Form<T> {
+    kind: Kind,
+    /// The column they are taken in the order of.
+    order: &'static str,
+    read: Read<T>,
+    time: fn(&T) -> i64,
+}
+
+/// Adds what chunks have between two times, both included.
+fn add<T>(
+    connection: &Connection,
     (number, node): (i64, NodeId),
     resolution: Resolution,
     (from, to): (i64, i64),
     reading: &mut Reading<'_>,
-    lines: &mut Lines,
+    form: &Form<T>,
+    values: &mut BTreeMap<Key, Vec<T>>,
 ) -> Result<(), StoreError> {
     let mut keys = KeyLists::default();
     let mut unpacker = Unpacker::new()?;
     let table = resolution.table();
     let sql = format!(
         "SELECT id, keyset, body FROM {table} WHERE node = ?1 AND to_ms >= ?2 AND from_ms <= ?3
-         ORDER BY to_ms"
+         ORDER BY {}",
+        form.order
     );
     let mut chunks = connection.prepare_cached(&sql)?;
     let mut chunks = chunks.query([number, from, to])?;
@@ -148,20 +164,23 @@ pub(super) fn rolled_points(
         if !wanted.contains(&true) {
             continue;
         }
+        let wanted = |index: usize| wanted.get(index) == Some(&true);
         let read = unpacker
-            .unpack(Kind::Rollup, blob(row, 2)?)
-            .and_then(|body| rolled::read(body, keys, |index| wanted.get(index) == Some(&true)))
+            .unpack(form.kind, blob(row, 2)?)
+            .and_then(|body| (form.read)(body, keys, &wanted))
             .map_err(|e| {
                 let id: i64 = row.get(0).unwrap_or_default();
-                StoreError::corrupt(&format!("chunk {id} of {table} of node {node}"), e)
+                StoreError::corrupt(
+                    &format!("chunk {id} of {table} in the metrics of node {node}"),
+                    e,
+                )
             });
-        for (index, points) in reading.readable(read)?.into_iter().flatten() {
+        for (index, found) in reading.readable(read)?.into_iter().flatten() {
             if let Some(key) = keys.get(index) {
-                let spans = |time: Timestamp| (from..=to).contains(&time.as_ms());
-                let points = points.into_iter().filter(|point| spans(point.time));
-                let line = lines.entry(key.clone()).or_default();
+                let spans = |value: &T| (from..=to).contains(&(form.time)(value));
+                let line = values.entry(key.clone()).or_default();
                 let before = line.len();
-                line.extend(points);
+                line.extend(found.into_iter().filter(spans));
                 reading.count(line.len() - before)?;
             }
         }

@@ -15,7 +15,7 @@ use nexus_proto::{
 use rusqlite::Connection;
 
 use super::replay::Replay;
-use crate::{StoreError, head, rows::Newest, writer::chain};
+use crate::{StoreError, head, rows::Newest};
 
 /// How far a life's reports have come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -121,15 +121,6 @@ pub(crate) fn load(
 ) -> Result<(), StoreError> {
     let mut last: HashMap<NodeId, (Incarnation, Timestamp, Timestamp, u32)> = HashMap::new();
     head::rows(connection, path, (after, i64::MAX), |row| {
-        let row = match row {
-            Ok(row) => row,
-            // The other rows are good.
-            Err(error @ StoreError::Corrupt { .. }) => {
-                tracing::error!(error = chain(&error), "reports are lost");
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
         replay.take(
             &row,
             |_| true,

@@ -345,6 +345,6 @@ fn a_damaged_chunk_is_named() {
     let said = error.to_string();
     assert_eq!(
         said,
-        format!("chunk 1 of raw metrics of node {node} is damaged")
+        format!("chunk 1 of raw in the metrics of node {node} is damaged")
     );
 }
