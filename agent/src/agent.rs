@@ -51,6 +51,10 @@ const INVENTORY_INTERVAL: Duration = Duration::from_secs(10);
 const INVENTORY_FIRST: Duration = Duration::from_secs(1);
 /// From one time that free memory is given back to the next.
 const TIDY_INTERVAL: Duration = Duration::from_secs(60);
+/// So many of those intervals lie between two times that code is given back, since what is used must be mapped again.
+const TIDY_CODE: u64 = 60;
+/// By then the agent has started, connected, and told its inventory.
+const TIDY_CODE_FIRST: u64 = 2;
 /// How long results may take to reach the collector once everything else has stopped.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -349,12 +353,15 @@ async fn watch_inventory(
     }
 }
 
-/// A look at the inventory, a job or a handshake takes memory for a moment.
+/// A look at the inventory, a job or a handshake takes memory for a moment, and code that is not needed again soon.
 async fn tidy(stop: CancellationToken) {
-    loop {
+    for round in 1_u64.. {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(TIDY_INTERVAL) => memory::give_back(),
+        }
+        if round % TIDY_CODE == TIDY_CODE_FIRST {
+            memory::give_back_code();
         }
     }
 }

@@ -39,6 +39,8 @@ impl Backoff {
 /// No answer for this long after something was said: the path is dead, or as good as that. With a keep-alive's
 /// interval before it and a handshake after it, an agent that had nothing to say is over TCP within ten seconds.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Between two looks while nothing waits for an answer. Each wakes a program that else sleeps.
+const LOOK: Duration = Duration::from_millis(1500);
 
 /// Whether what is said on a connection is still answered: every answer moves the estimate of the round trip.
 #[derive(Debug, Default)]
@@ -62,6 +64,13 @@ impl Pulse {
         }
         self.unanswered_since
             .is_some_and(|since| now.saturating_duration_since(since) >= SILENCE)
+    }
+
+    /// How long until the next look: no longer than what waits for an answer may still take.
+    pub(super) fn next_look(&self, now: Instant) -> Duration {
+        self.unanswered_since.map_or(LOOK, |since| {
+            (since + SILENCE).saturating_duration_since(now)
+        })
     }
 }
 
@@ -178,6 +187,20 @@ mod tests {
         assert!(!silent(11, 9, 64));
         assert!(silent(11, 9, 65));
         assert!(!silent(12, 9, 66), "it came back");
+    }
+
+    #[test]
+    fn looks_are_rare_until_an_answer_is_due() {
+        let start = nexus_runtime::clock::Clock::system().instant();
+        let mut pulse = Pulse::default();
+        let rtt = Duration::from_millis(10);
+        assert!(!pulse.is_silent(rtt, 5, start));
+        assert_eq!(pulse.next_look(start), LOOK);
+        assert!(!pulse.is_silent(rtt, 6, start));
+        let half = start + SILENCE / 2;
+        assert!(!pulse.is_silent(rtt, 6, half));
+        assert_eq!(pulse.next_look(half), SILENCE / 2);
+        assert!(pulse.is_silent(rtt, 6, half + pulse.next_look(half)));
     }
 
     #[test]

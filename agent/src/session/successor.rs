@@ -21,8 +21,6 @@ use crate::identity::{RenewalClock, renew};
 const UPGRADE_FIRST: Duration = Duration::from_secs(30);
 /// Looks become as rare as this.
 const UPGRADE_RARELY: Duration = Duration::from_secs(600);
-/// Between two looks whether the collector still answers.
-const LOOK: Duration = Duration::from_secs(1);
 /// Between tries to renew, or to use what was renewed.
 const RENEW_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
@@ -97,7 +95,7 @@ pub(super) async fn prepare(
 /// Resolves when the collector no longer answers on this connection.
 async fn silence(around: &Surroundings, connection: &Connection, pulse: &mut Pulse) {
     while !is_silent(around, connection, pulse) {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pulse.next_look(around.clock.instant())).await;
     }
 }
 

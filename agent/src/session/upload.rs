@@ -34,6 +34,8 @@ fn batch_bytes(lane: Lane) -> u64 {
 const FRAMES: usize = 1;
 /// How long no inventory has come when its call ends.
 const REST: Duration = Duration::from_secs(5);
+/// How long the collector may take to end a call that the agent has ended.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Uploads a lane for as long as the session lives. A stream that breaks is begun anew.
 pub(super) async fn run(
@@ -113,10 +115,19 @@ async fn stream(
     }
     // Ends in order, so that the collector sees no half of a call.
     drop(frames);
-    while let Some(ack) = acks.message().await? {
-        take(around, lane, ack.seq)?;
-    }
-    Ok(())
+    let rest = async {
+        while let Some(ack) = acks.message().await? {
+            take(around, lane, ack.seq)?;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(FAREWELL, rest)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(
+                "the collector does not end the call",
+            ))
+        })
 }
 
 async fn next(acks: &mut Streaming<wire::UploadAck>) -> Result<wire::UploadAck, Status> {
