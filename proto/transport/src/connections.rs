@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    half_open::{Half, HalfOpen, origin},
+    half_open::{Full, Half, HalfOpen, origin},
     knocks::Knocks,
     peer::TransportKind,
     tune::Windows,
@@ -212,16 +212,17 @@ impl Connections {
         &self.0.limits
     }
 
-    /// A place for a handshake; none when a limit is reached.
-    pub(crate) fn begin(&self, transport: TransportKind, address: IpAddr) -> Option<Half> {
-        let room = self.live().total < self.0.limits.connections;
-        let half = room
-            .then(|| self.half_open(transport).begin(address, Instant::now()))
-            .flatten();
-        if half.is_none() {
-            self.count_overload();
+    /// A place for a handshake, unless a limit is reached.
+    pub(crate) fn begin(&self, transport: TransportKind, address: IpAddr) -> Result<Half, Full> {
+        if self.live().total >= self.0.limits.connections {
+            return Err(Full::Connections);
         }
-        half
+        self.half_open(transport).begin(address, Instant::now())
+    }
+
+    /// Resolves when there may be a place for a handshake again.
+    pub(crate) async fn freed(&self, transport: TransportKind) {
+        self.half_open(transport).freed().await;
     }
 
     /// Whether strangers at `address` should first prove that it is theirs.

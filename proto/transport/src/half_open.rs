@@ -3,8 +3,8 @@
 //! Whoever connects and then says nothing must keep nobody out, so a newcomer is let in and the oldest handshake
 //! ends instead: first one that has not spoken (a TCP client whose ClientHello is not in, a QUIC client at
 //! an address it has not proved to be its own), else one that has been under way for [`HANDSHAKE_PATIENCE`]. Only when there
-//! is neither, as when a whole fleet connects at once, is the newcomer turned away: ending handshakes that get on
-//! would let none finish. Once half of all are taken an address may have its share and no more, and
+//! is neither, as when a whole fleet connects at once, has the newcomer to wait or to leave: ending handshakes that get
+//! on would let none finish. Once half of all are taken an address may have its share and no more, and
 //! has to make room among its own.
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
 };
 
 use nexus_proto::limits::HANDSHAKE_PATIENCE;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// What counts as one address: of IPv6 the first 64 bits, since any machine may have all that follow.
@@ -28,12 +28,24 @@ pub(crate) fn origin(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Why there is no place for a handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// There are as many connections as may be.
+    Connections,
+    /// There are as many handshakes as may be.
+    Handshakes,
+    /// The address has its share of them.
+    Address,
+}
+
 /// The handshakes under way. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct HalfOpen {
     limit: usize,
     per_address: usize,
     state: Arc<Mutex<State>>,
+    freed: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -58,7 +70,13 @@ impl HalfOpen {
             limit,
             per_address,
             state: Arc::default(),
+            freed: Arc::default(),
         }
+    }
+
+    /// Resolves when a place may have become free.
+    pub(crate) async fn freed(&self) {
+        self.freed.notified().await;
     }
 
     /// Whether strangers at `address` should first prove that it is theirs.
@@ -70,16 +88,16 @@ impl HalfOpen {
     }
 
     /// A place for one more, if need be that of another.
-    pub(crate) fn begin(&self, address: IpAddr, now: Instant) -> Option<Half> {
+    pub(crate) fn begin(&self, address: IpAddr, now: Instant) -> Result<Half, Full> {
         let origin = origin(address);
         let mut state = self.state();
         let taken = state.entries.len();
         let own = state.by_origin.get(&origin).map_or(0, BTreeSet::len);
         if own > 0 && own >= self.per_address && taken >= self.limit / 2 {
-            let victim = state.oldest_of(origin, now)?;
+            let victim = state.oldest_of(origin, now).ok_or(Full::Address)?;
             state.end(victim);
         } else if taken >= self.limit {
-            let victim = state.oldest(now)?;
+            let victim = state.oldest(now).ok_or(Full::Handshakes)?;
             state.end(victim);
         }
         state.next += 1;
@@ -94,7 +112,7 @@ impl HalfOpen {
         state.silent.insert(id);
         state.by_origin.entry(origin).or_default().insert(id);
         drop(state);
-        Some(Half {
+        Ok(Half {
             all: self.clone(),
             id,
             end,
@@ -173,6 +191,7 @@ impl Half {
 impl Drop for Half {
     fn drop(&mut self) {
         self.all.state().remove(self.id);
+        self.all.freed.notify_one();
     }
 }
 
@@ -210,7 +229,7 @@ mod tests {
         let (all, now) = (HalfOpen::new(2, 2), Instant::now());
         let halves = [0, 1].map(|last| all.begin(address(last), now).unwrap());
         halves.iter().for_each(Half::spoke);
-        assert!(all.begin(address(2), now).is_none());
+        assert!(matches!(all.begin(address(2), now), Err(Full::Handshakes)));
         let late = all.begin(address(2), now + HANDSHAKE_PATIENCE).unwrap();
         assert!(has_to_end(&halves[0]) && !has_to_end(&halves[1]) && !has_to_end(&late));
     }

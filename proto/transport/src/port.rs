@@ -2,6 +2,7 @@
 
 mod quic;
 mod tcp;
+mod waiting;
 
 use std::{
     convert::Infallible,

@@ -4,8 +4,12 @@ use std::{io, sync::Arc};
 
 use nexus_pki::{admission::PeerIdentity, spiffe::Role};
 use quinn::{ConnectionError, crypto::rustls::QuicServerConfig};
+use tokio::time::{Instant, sleep};
 
-use super::*;
+use super::{
+    waiting::{Turn, Waiting},
+    *,
+};
 use crate::{
     connections::Slot,
     fault::{chain, refusal_of},
@@ -13,6 +17,9 @@ use crate::{
     peer::{Peer, Rtt, canonical, quic_chain, quic_group},
     tune::quic_port_transport,
 };
+
+/// Between two looks at those that wait.
+const LOOK: Duration = Duration::from_millis(250);
 
 pub(super) fn endpoint(
     udp: std::net::UdpSocket,
@@ -37,44 +44,79 @@ pub(super) async fn accept<S: CallService>(
     running: &Running,
 ) {
     let connections = &serving.connections;
+    let mut waiting = Waiting::new();
     loop {
-        let incoming = tokio::select! {
+        tokio::select! {
             () = serving.shutdown.cancelled() => return,
-            incoming = endpoint.accept() => incoming,
-        };
-        let Some(incoming) = incoming else { return };
-        let address = incoming.remote_address().ip();
-        let proved = incoming.remote_address_validated();
-        // Anybody can write any address on a packet. A retry costs us nothing and them a round trip.
-        if !proved && connections.is_crowded(TransportKind::Quic, address) {
-            // Fails for those alone that have proved their address.
-            incoming.retry().ok();
-            continue;
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => arrived(incoming, &mut waiting, connections),
+                None => return,
+            },
+            () = connections.freed(TransportKind::Quic), if !waiting.is_empty() => {}
+            // One that is under way may have become old enough to make room.
+            () = sleep(LOOK), if !waiting.is_empty() => {}
         }
-        let Some(half) = connections.begin(TransportKind::Quic, address) else {
-            incoming.refuse();
-            continue;
-        };
-        if proved {
-            half.spoke();
-        }
-        let (service, serving) = (service.clone(), serving.clone());
-        let remote = canonical(incoming.remote_address());
-        running.spawn(async move {
-            // A connection is held for days: what only its beginning needs is on the heap, and gone after it.
-            let opening = Box::pin(open(incoming, remote, serving.clone()));
-            let opened = match bounded(&half, opening).await {
-                Ok(opened) => opened,
-                Err(why) => return given_up(&serving, remote, TransportKind::Quic, why),
-            };
-            drop(half);
-            if let Some((connection, identity, slot)) = opened {
-                Box::pin(serve(connection, identity, slot, remote, service, serving)).await;
+        let place = |address| connections.begin(TransportKind::Quic, address);
+        while let Some(turn) = waiting.next(Instant::now(), place) {
+            match turn {
+                Turn::Begin(incoming, half) => begin(incoming, half, service, serving, running),
+                Turn::Leave(incoming) => turn_away(incoming, connections),
             }
-        });
-        // Lets what was accepted begin, so that a burst does not push itself out.
-        tokio::task::yield_now().await;
+            // Lets what was accepted begin, so that a burst does not push itself out.
+            tokio::task::yield_now().await;
+        }
     }
+}
+
+/// Lets a newcomer wait for its turn, which may be now.
+fn arrived(
+    incoming: quinn::Incoming,
+    waiting: &mut Waiting<quinn::Incoming>,
+    connections: &Connections,
+) {
+    let address = incoming.remote_address().ip();
+    // Anybody can write any address on a packet. A retry costs us nothing and them a round trip.
+    if !incoming.remote_address_validated()
+        && (!waiting.is_empty() || connections.is_crowded(TransportKind::Quic, address))
+    {
+        // Fails for those alone that have proved their address.
+        incoming.retry().ok();
+        return;
+    }
+    if let Err(incoming) = waiting.push(incoming, address, Instant::now()) {
+        turn_away(incoming, connections);
+    }
+}
+
+fn turn_away(incoming: quinn::Incoming, connections: &Connections) {
+    incoming.refuse();
+    connections.count_overload();
+}
+
+fn begin<S: CallService>(
+    incoming: quinn::Incoming,
+    half: Half,
+    service: &S,
+    serving: &Serving,
+    running: &Running,
+) {
+    if incoming.remote_address_validated() {
+        half.spoke();
+    }
+    let (service, serving) = (service.clone(), serving.clone());
+    let remote = canonical(incoming.remote_address());
+    running.spawn(async move {
+        // A connection is held for days: what only its beginning needs is on the heap, and gone after it.
+        let opening = Box::pin(open(incoming, remote, serving.clone()));
+        let opened = match bounded(&half, opening).await {
+            Ok(opened) => opened,
+            Err(why) => return given_up(&serving, remote, TransportKind::Quic, why),
+        };
+        drop(half);
+        if let Some((connection, identity, slot)) = opened {
+            Box::pin(serve(connection, identity, slot, remote, service, serving)).await;
+        }
+    });
 }
 
 /// Shakes hands and admits; why not was told where it is of use.

@@ -59,7 +59,8 @@ pub(super) async fn accept<S: CallService, E: CallService>(
             }
         };
         let connections = &serving.connections;
-        let Some(half) = connections.begin(TransportKind::Tcp, remote.ip()) else {
+        let Ok(half) = connections.begin(TransportKind::Tcp, remote.ip()) else {
+            connections.count_overload();
             continue;
         };
         let (ways, serving) = (ways.clone(), serving.clone());
