@@ -163,16 +163,14 @@ struct Run<'a> {
 impl Run<'_> {
     /// Whether the row limit cut the answer.
     fn run(&self, places: &Places, pool: &Pool, head: &mut Head) -> Result<bool, StoreError> {
+        memory::bound(MEMORY_BYTES);
         if self.options.as_of.is_some() || self.options.nodes.is_some() {
-            memory::bound(MEMORY_BYTES);
             return self.answer(&Prepared::open_for(places, self.sql, self.options)?, head);
         }
-        let (idle, held) = pool.take().unzip();
-        memory::bound(MEMORY_BYTES - held.unwrap_or(0));
-        let prepared = idle.map_or_else(|| Prepared::open(places), Ok)?;
+        let prepared = pool.take().map_or_else(|| Prepared::open(places), Ok)?;
         let answered = self.answer(&prepared, head)?;
         // One whose query failed is not trusted with another.
-        pool.put(prepared, MEMORY_BYTES - memory::left());
+        pool.put(prepared);
         Ok(answered)
     }
 

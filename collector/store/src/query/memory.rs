@@ -74,11 +74,6 @@ pub(super) fn bound(bytes: i64) {
     LEFT.set(bytes);
 }
 
-/// How many it may still take.
-pub(super) fn left() -> i64 {
-    LEFT.get()
-}
-
 /// Takes `bytes` (which may be less than nothing) from what is left; whether that was allowed.
 fn take(bytes: i64) -> bool {
     // A thread that is ending has no count any more, and is not refused anything.

@@ -18,6 +18,8 @@ use crate::{StoreError, db};
 
 /// Instructions of SQLite's machine between two looks at the deadline; each may take milliseconds.
 const LOOK: i32 = 100;
+/// Of each file that is kept in memory, in KiB: a connection has up to ten files, and may wait for long.
+const CACHE_KB: u32 = 1024;
 
 pub(super) struct Prepared {
     pub(super) connection: Connection,
@@ -90,6 +92,7 @@ fn set_up(
     let attach = |path: &Path| -> Result<String, StoreError> {
         let schema = format!("x{}", Uuid::new_v4().simple());
         connection.execute(&format!("ATTACH ?1 AS {schema}"), [uri(path)])?;
+        connection.execute_batch(&format!("PRAGMA {schema}.cache_size = -{CACHE_KB}"))?;
         Ok(schema)
     };
     let sharded = views.iter().any(|view| view.place == views::Place::Shards);
