@@ -103,7 +103,7 @@ impl Projection for Control {
         Ok(())
     }
 
-    fn apply(&mut self, db: &Connection, _: Timestamp, fact: &ControlEntry) -> Applied {
+    fn apply(&mut self, db: &Connection, _: Timestamp, fact: &ControlEntry, _: bool) -> Applied {
         match fact {
             ControlEntry::Job(job) => {
                 self.touched.extend(JobId::from_wire(&job.job).ok());

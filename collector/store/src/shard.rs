@@ -255,12 +255,13 @@ impl Projection for Shard {
         db: &Connection,
         time: Timestamp,
         fact: &Entry,
+        alone: bool,
     ) -> Result<Outcome, StoreError> {
         match fact {
             Entry::Records(records) => {
                 match self.records(db, time, records, false) {
                     // One of them cannot be applied: then each is on its own.
-                    Err(error) if !is_fatal(&error) => {
+                    Err(error) if alone && !is_fatal(&error) => {
                         db.execute_batch("ROLLBACK TO fact")?;
                         self.records(db, time, records, true)
                     }

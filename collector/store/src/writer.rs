@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nexus_proto::time::Timestamp;
@@ -39,6 +39,10 @@ const QUEUE_KB: u32 = 64 * 1024;
 const GROUP: usize = 1024;
 /// Kilobytes of one commit, but for its last command.
 const GROUP_KB: u32 = 8 * 1024;
+/// Commits are so far apart, for each append that the last one carried and at most: one commit of many costs a fraction
+/// of many of one, and who appends alone does not wait.
+const GATHER_EACH: Duration = Duration::from_micros(500);
+const GATHER: Duration = Duration::from_millis(25);
 
 /// What follows from a log.
 pub(crate) trait Projection: Send + 'static {
@@ -54,12 +58,14 @@ pub(crate) trait Projection: Send + 'static {
     }
     /// Leaves out what is applied already.
     fn trim(&mut self, rows: &Connection, facts: &mut [Self::Fact]) -> Result<(), StoreError>;
-    /// Applies one fact.
+    /// Applies one fact. `alone`: within a savepoint `fact` of its own, to which it may go back; otherwise what fails
+    /// takes all of its transaction with it, and is tried again alone.
     fn apply(
         &mut self,
         rows: &Connection,
         time: Timestamp,
         fact: &Self::Fact,
+        alone: bool,
     ) -> Result<Outcome, StoreError>;
     /// The transaction is committed (memory may show it) or rolled back (memory must not).
     fn settle(&mut self, committed: bool);
@@ -121,6 +127,7 @@ impl<F: Facts> Writer<F> {
             .name(format!("write-{name}"))
             .spawn(move || {
                 while let Some(command) = commands.blocking_recv() {
+                    core.gather();
                     core.serve(command, &mut commands);
                 }
                 db::finish(&core.rows);
@@ -226,6 +233,8 @@ struct Core<P> {
     clock: Clock,
     projection: P,
     health: Arc<Health>,
+    /// No commit begins earlier.
+    gathers_until: Option<Instant>,
 }
 
 impl<P: Projection> Core<P> {
@@ -267,9 +276,17 @@ impl<P: Projection> Core<P> {
             clock,
             projection,
             health: Arc::default(),
+            gathers_until: None,
         };
         core.catch_up()?;
         Ok(core)
+    }
+
+    /// Lets others come, while many do.
+    fn gather(&self) {
+        if let Some(until) = self.gathers_until {
+            thread::park_timeout(until.saturating_duration_since(self.clock.instant()));
+        }
     }
 
     fn serve(&mut self, first: Command<P::Fact>, queue: &mut mpsc::Receiver<Command<P::Fact>>) {
@@ -299,7 +316,11 @@ impl<P: Projection> Core<P> {
         if group.is_empty() {
             return;
         }
-        match self.write(facts) {
+        let written = self.write(facts);
+        let others = u32::try_from(group.len()).unwrap_or(u32::MAX) - 1;
+        let pause = GATHER_EACH.saturating_mul(others).min(GATHER);
+        self.gathers_until = Some(self.clock.instant() + pause);
+        match written {
             Ok(outcomes) => {
                 if self.health.worked() {
                     tracing::info!(file = %self.path.display(), "commits work again");
@@ -365,8 +386,23 @@ impl<P: Projection> Core<P> {
         time: Timestamp,
         facts: &[P::Fact],
     ) -> Result<Vec<Outcome>, StoreError> {
+        match self.transact(index, time, facts, false) {
+            // Savepoints cost as much as what is done within them: only where one is to blame each has its own.
+            Err(error) if !is_fatal(&error) => self.transact(index, time, facts, true),
+            applied => applied,
+        }
+    }
+
+    fn transact(
+        &mut self,
+        index: i64,
+        time: Timestamp,
+        facts: &[P::Fact],
+        alone: bool,
+    ) -> Result<Vec<Outcome>, StoreError> {
         self.batch("BEGIN IMMEDIATE")?;
-        let applied = self.apply_within(index, time, facts).and_then(|outcomes| {
+        let applied = self.apply_within(index, time, facts, alone);
+        let applied = applied.and_then(|outcomes| {
             self.batch("COMMIT")?;
             Ok(outcomes)
         });
@@ -384,27 +420,41 @@ impl<P: Projection> Core<P> {
         index: i64,
         time: Timestamp,
         facts: &[P::Fact],
+        alone: bool,
     ) -> Result<Vec<Outcome>, StoreError> {
         let mut outcomes = Vec::with_capacity(facts.len());
         for fact in facts {
-            self.batch("SAVEPOINT fact")?;
-            let outcome = match self.projection.apply(&self.rows, time, fact) {
-                // What only this entry is to blame for must not stop those after it.
-                Err(error) if !is_fatal(&error) => {
-                    self.batch("ROLLBACK TO fact")?;
-                    tracing::error!(index, error = %chain(&error), "an entry cannot be applied");
-                    Outcome::Refused(chain(&error))
-                }
-                outcome => outcome?,
-            };
-            self.batch("RELEASE fact")?;
-            outcomes.push(outcome);
+            outcomes.push(if alone {
+                self.apply_alone(index, time, fact)?
+            } else {
+                self.projection.apply(&self.rows, time, fact, false)?
+            });
         }
         self.rows
             .prepare_cached("INSERT INTO meta (key, value) VALUES ('applied', ?1) ON CONFLICT DO UPDATE SET value = ?1")
             .and_then(|mut set| set.execute(params![index]))
             .map_err(StoreError::sqlite("cannot write to", &self.path))?;
         Ok(outcomes)
+    }
+
+    /// What only this entry is to blame for does not stop those after it.
+    fn apply_alone(
+        &mut self,
+        index: i64,
+        time: Timestamp,
+        fact: &P::Fact,
+    ) -> Result<Outcome, StoreError> {
+        self.batch("SAVEPOINT fact")?;
+        let outcome = match self.projection.apply(&self.rows, time, fact, true) {
+            Err(error) if !is_fatal(&error) => {
+                self.batch("ROLLBACK TO fact")?;
+                tracing::error!(index, error = %chain(&error), "an entry cannot be applied");
+                Outcome::Refused(chain(&error))
+            }
+            outcome => outcome?,
+        };
+        self.batch("RELEASE fact")?;
+        Ok(outcome)
     }
 
     fn rebuild(&mut self) -> Result<(), StoreError> {

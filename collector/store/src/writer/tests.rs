@@ -129,3 +129,22 @@ fn a_record_that_cannot_be_read_back_becomes_a_dead_letter() {
     assert_eq!(letters, 21);
     assert_eq!(core.write(batch(1)).unwrap(), committed(1));
 }
+
+#[test]
+fn an_entry_that_cannot_be_applied_costs_its_neighbours_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut core = core(dir.path());
+    let mut facts = batch(1);
+    // Of no node there could be.
+    facts.push(crate::entry::DeadLetter::default().into());
+    facts.extend(batch(2));
+    let outcomes = core.write(facts).unwrap();
+    let [first, bad, second] = outcomes.as_slice() else {
+        panic!("{outcomes:?}");
+    };
+    assert_eq!([first, second], [&committed(1)[0], &committed(2)[0]]);
+    assert!(bad.refusal().is_some(), "{bad:?}");
+    assert_eq!((core.log.index(), events(&core)), (1, 2));
+    core.rebuild().unwrap();
+    assert_eq!(events(&core), 2);
+}
