@@ -140,15 +140,16 @@ impl Jobs {
                 now,
             });
         }
+        let nodes = tree.targets().iter().map(|target| target.node);
+        let known = self.store.identities(nodes)?;
         for target in tree.targets() {
-            let row = self
-                .store
-                .node(target.node)?
+            let (name, incarnation) = known
+                .get(&target.node)
                 .ok_or(SubmitError::Unknown(target.node))?;
-            if row.name != target.name || row.incarnation != target.incarnation {
+            if *name != target.name || *incarnation != target.incarnation {
                 return Err(SubmitError::Changed {
                     node: target.node,
-                    found: format!("{} ({})", row.name, row.incarnation),
+                    found: format!("{name} ({incarnation})"),
                     signed: format!("{} ({})", target.name, target.incarnation),
                 });
             }

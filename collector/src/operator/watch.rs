@@ -6,7 +6,7 @@
 //! runs' new states.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -110,23 +110,17 @@ impl Watch {
 
     async fn follow(&mut self, row: JobRow, out: &Updates) -> Result<(), Stop> {
         send(out, Kind::Job(info(&row))).await?;
-        let mut changes = self.store.watch(self.job);
+        let changes = self.store.watch(self.job);
         let token = self.tasks.token();
+        let mut nodes = self.told_of();
         loop {
-            // Marked before reading: what changes while we read is seen in the next round.
-            changes.borrow_and_update();
             let start = Instant::now();
-            let job = self.job;
-            let (row, mut runs) =
-                crate::reads::read(&self.tasks, &self.store, "runs", move |store| {
-                    Ok((store.job(job)?, store.runs(job)?))
-                })
-                .await
-                .map_err(|error| of_store("watch the job", &error))?;
-            let took = start.elapsed();
-            if let Some(node) = self.node {
-                runs.retain(|run| run.node == node);
+            // Before the runs: once it has ended they have too.
+            let end = self.end().await?;
+            if end.is_some() {
+                nodes.extend(self.not_over());
             }
+            let runs = self.runs(std::mem::take(&mut nodes)).await?;
             if self.output {
                 self.send_output(out).await?;
             }
@@ -137,24 +131,73 @@ impl Watch {
                     send(out, Kind::Run(update)).await?;
                 }
             }
-            let row = row.ok_or_else(|| Status::not_found("watch the job: it is gone"))?;
-            if row.ended.is_some() {
-                let counts = row.counts.into_iter().collect();
+            if let Some(counts) = end {
+                let counts = counts.into_iter().collect();
                 return send(out, Kind::Ended(JobEnded { counts })).await;
             }
             if !self.follow {
                 return Ok(());
             }
-            tokio::select! {
+            let took = start.elapsed();
+            let hinted = tokio::select! {
                 () = token.cancelled() => {
                     return Err(Status::unavailable("watch the job: the collector is shutting down").into());
                 }
                 () = out.closed() => return Err(Stop::Gone),
-                _ = tokio::time::timeout(LOOK_AGAIN, changes.changed()) => {}
-            }
+                hinted = tokio::time::timeout(LOOK_AGAIN, changes.changed()) => hinted.is_ok(),
+            };
             // Large jobs are looked at less often than small ones.
             tokio::time::sleep(took.clamp(GATHER, LOOK_AGAIN)).await;
+            nodes = changes.take();
+            if !hinted {
+                nodes.extend(self.told_of());
+            }
         }
+    }
+
+    /// Targets that are told of.
+    fn told_of(&self) -> BTreeSet<NodeId> {
+        match self.node {
+            Some(node) => BTreeSet::from([node]),
+            None => self.names.keys().copied().collect(),
+        }
+    }
+
+    /// Those of them whose end was not.
+    fn not_over(&self) -> BTreeSet<NodeId> {
+        let mut nodes = self.told_of();
+        nodes.retain(|node| !self.sent.get(node).is_some_and(|run| run.r#final));
+        nodes
+    }
+
+    /// How the job ended, if it has.
+    async fn end(&self) -> Result<Option<BTreeMap<String, u64>>, Status> {
+        let job = self.job;
+        crate::reads::read(&self.tasks, &self.store, "a job", move |store| {
+            store.job_end(job)
+        })
+        .await
+        .map_err(|error| of_store("watch the job", &error))
+    }
+
+    /// The runs on some of the nodes.
+    async fn runs(&self, mut nodes: BTreeSet<NodeId>) -> Result<Vec<RunRow>, Status> {
+        if let Some(node) = self.node {
+            nodes.retain(|other| *other == node);
+        }
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let job = self.job;
+        let all = nodes.len() == self.names.len();
+        crate::reads::read(&self.tasks, &self.store, "runs", move |store| {
+            if all {
+                return store.runs(job);
+            }
+            store.runs_on(job, nodes)
+        })
+        .await
+        .map_err(|error| of_store("watch the job", &error))
     }
 
     async fn send_output(&mut self, out: &Updates) -> Result<(), Stop> {

@@ -2,6 +2,8 @@
 
 pub(crate) mod reads;
 
+use std::collections::BTreeSet;
+
 use nexus_proto::{ids::JobId, time::Timestamp};
 use prost::Message as _;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -274,7 +276,7 @@ impl Projection for Control {
     fn settle(&mut self, committed: bool) {
         for job in std::mem::take(&mut self.touched) {
             if committed {
-                self.watches.touch(job);
+                self.watches.touch(job, &BTreeSet::new());
             }
         }
     }

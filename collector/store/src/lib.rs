@@ -37,4 +37,5 @@ pub use rows::{
     TrustRow, Value, ViewInfo,
 };
 pub use store::{Layout, Store};
+pub use watch::Watch;
 pub use writer::QueueDepth;

@@ -6,7 +6,7 @@ pub(crate) mod reads;
 mod runs;
 pub(crate) mod schema;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nexus_proto::{
     agent::v1::Lane as WireLane,
@@ -30,19 +30,26 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shard {
     watches: Watches,
-    touched: BTreeSet<JobId>,
+    /// Jobs of this transaction, and the nodes of theirs whose runs changed.
+    touched: BTreeMap<JobId, BTreeSet<NodeId>>,
 }
 
 impl Shard {
     pub(crate) fn new(watches: Watches) -> Self {
         Self {
             watches,
-            touched: BTreeSet::new(),
+            touched: BTreeMap::new(),
         }
     }
 
-    fn touch(&mut self, job: &[u8]) {
-        self.touched.extend(JobId::from_wire(job).ok());
+    fn touch(&mut self, job: JobId, node: NodeId) {
+        self.touched.entry(job).or_default().insert(node);
+    }
+
+    fn touch_wire(&mut self, job: &[u8], node: &[u8]) {
+        if let (Ok(job), Ok(node)) = (JobId::from_wire(job), NodeId::from_wire(node)) {
+            self.touch(job, node);
+        }
     }
 
     fn fact(
@@ -64,15 +71,17 @@ impl Shard {
             Fact::Labels(set) => nodes::labels(db, set),
             Fact::DeadLetter(letter) => dead_letter(db, letter),
             Fact::Planned(planned) => {
-                self.touch(&planned.job);
+                for target in &planned.targets {
+                    self.touch_wire(&planned.job, &target.node_id);
+                }
                 runs::plan(db, planned)
             }
             Fact::Dispatched(to) => {
-                self.touch(&to.job);
+                self.touch_wire(&to.job, &to.node);
                 runs::dispatch(db, to)
             }
             Fact::Settled(settled) => {
-                self.touch(&settled.job);
+                self.touch_wire(&settled.job, &settled.node);
                 runs::settle(db, settled)
             }
             Fact::Noted(noted) => {
@@ -161,15 +170,15 @@ impl Shard {
                 true
             }
             Body::Started(started) => {
-                self.touched.insert(started.run.job);
+                self.touch(started.run.job, node);
                 runs::started(db, node, record.time.as_ms(), started)?
             }
             Body::Output(output) => {
-                self.touched.insert(output.run.job);
+                self.touch(output.run.job, node);
                 runs::output(db, node, output)?
             }
             Body::Finished(finished) => {
-                self.touched.insert(finished.run.job);
+                self.touch(finished.run.job, node);
                 runs::finished(db, node, finished)?
             }
             Body::Gap(gap) => {
@@ -273,9 +282,9 @@ impl Projection for Shard {
     }
 
     fn settle(&mut self, committed: bool) {
-        for job in std::mem::take(&mut self.touched) {
+        for (job, nodes) in std::mem::take(&mut self.touched) {
             if committed {
-                self.watches.touch(job);
+                self.watches.touch(job, &nodes);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Reads of the control projections.
 
+use std::collections::BTreeMap;
+
 use nexus_proto::{
     agent::v1::Envelope,
     ids::{JobId, Slot, TokenId},
@@ -55,6 +57,18 @@ pub(crate) fn job(db: &Connection, id: JobId) -> Result<Option<JobRow>, StoreErr
         .query_row([id.as_bytes()], job_parts)
         .optional()?;
     parts.map(job_row).transpose()
+}
+
+/// Without its targets, which may be thousands.
+pub(crate) fn job_end(
+    db: &Connection,
+    id: JobId,
+) -> Result<Option<BTreeMap<String, u64>>, StoreError> {
+    let counts: Option<String> = db
+        .prepare_cached("SELECT counts FROM jobs WHERE job = ?1 AND ended_ms IS NOT NULL")?
+        .query_row([id.as_bytes()], |row| row.get(0))
+        .optional()?;
+    Ok(counts.map(|counts| serde_json::from_str(&counts).unwrap_or_default()))
 }
 
 pub(crate) fn active_jobs(db: &Connection) -> Result<Vec<JobRow>, StoreError> {

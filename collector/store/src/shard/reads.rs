@@ -7,7 +7,7 @@ use nexus_proto::{
     record::OutputStream,
     time::Timestamp,
 };
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::{
     StoreError,
@@ -21,6 +21,10 @@ const NODE: &str = "node, name, CASE WHEN held <> '' THEN held WHEN session IS N
 const NODE_THEN: &str = "h.node, h.name, h.state, h.reason, h.labels, h.os, h.kernel, h.arch, h.agent_version,
     h.transport, h.key_exchange, CASE WHEN n.last_seen_ms <= ?1 THEN n.last_seen_ms END, n.enrolled_at_ms, n.slot,
     n.incarnation, NULL, n.session_counter, n.certificate_expires_ms, n.rtt_us, h.address";
+
+const RUN: &str = "SELECT job, node, name, incarnation, state, session, dispatched_ms, started_ms, finished_ms,
+    exit_code, signal, reason, stdout_bytes, stderr_bytes, stdout_dropped_bytes, stderr_dropped_bytes, late_state
+    FROM runs";
 
 fn id<T>(
     parse: impl Fn(&[u8]) -> Result<T, nexus_proto::ids::IdError>,
@@ -81,6 +85,19 @@ pub(crate) fn node(db: &Connection, shard: u16, id: NodeId) -> Result<Option<Nod
         .query_map([id.as_bytes()], |row| node_row(row, shard))?
         .next();
     Ok(row.transpose()?)
+}
+
+pub(crate) fn identity(
+    db: &Connection,
+    id: NodeId,
+) -> Result<Option<(String, Incarnation)>, StoreError> {
+    let row = db
+        .prepare_cached("SELECT name, incarnation FROM nodes WHERE node = ?1")?
+        .query_row([id.as_bytes()], |row| {
+            Ok((row.get(0)?, self::id(Incarnation::from_wire, row, 1)?))
+        })
+        .optional()?;
+    Ok(row)
 }
 
 /// The nodes of this name.
@@ -152,42 +169,77 @@ pub(crate) fn sections(db: &Connection, node: NodeId) -> Result<Vec<SectionRow>,
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-pub(crate) fn runs(
+pub(crate) fn runs(db: &Connection, job: JobId) -> Result<Vec<RunRow>, StoreError> {
+    let mut read = db.prepare_cached(&format!("{RUN} WHERE job = ?1 ORDER BY node"))?;
+    let rows = read.query_map([job.as_bytes()], run_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// By its key: a condition that also takes all runs of a job would look through them.
+pub(crate) fn run(db: &Connection, job: JobId, node: NodeId) -> Result<Option<RunRow>, StoreError> {
+    let row = db
+        .prepare_cached(&format!("{RUN} WHERE job = ?1 AND node = ?2"))?
+        .query_row(params![job.as_bytes(), node.as_bytes()], run_row)
+        .optional()?;
+    Ok(row)
+}
+
+fn run_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
+    Ok(RunRow {
+        job: id(JobId::from_wire, row, 0)?,
+        node: id(NodeId::from_wire, row, 1)?,
+        name: row.get(2)?,
+        incarnation: id(Incarnation::from_wire, row, 3)?,
+        state: run_state(row, 4)?,
+        session: session(row, 5)?,
+        dispatched: time(row, 6)?,
+        started: time(row, 7)?,
+        finished: time(row, 8)?,
+        exit_code: row.get(9)?,
+        signal: row.get(10)?,
+        reason: row.get(11)?,
+        stdout_bytes: unsigned(row, 12)?,
+        stderr_bytes: unsigned(row, 13)?,
+        stdout_dropped_bytes: unsigned(row, 14)?,
+        stderr_dropped_bytes: unsigned(row, 15)?,
+        late_state: row.get(16)?,
+    })
+}
+
+fn run_state(row: &Row<'_>, at: usize) -> rusqlite::Result<RunState> {
+    let name = row.get_ref(at)?.as_str()?;
+    Ok(RunState::parse(name).unwrap_or(RunState::Unknown))
+}
+
+pub(crate) fn run_states(
     db: &Connection,
     job: JobId,
-    node: Option<NodeId>,
-) -> Result<Vec<RunRow>, StoreError> {
-    let mut read = db.prepare_cached(
-        "SELECT job, node, name, incarnation, state, session, dispatched_ms, started_ms, finished_ms, exit_code, signal,
-            reason, stdout_bytes, stderr_bytes, stdout_dropped_bytes, stderr_dropped_bytes, late_state
-         FROM runs WHERE job = ?1 AND (?2 IS NULL OR node = ?2) ORDER BY node",
-    )?;
-    let rows = read.query_map(
-        params![job.as_bytes(), node.as_ref().map(NodeId::as_bytes)],
-        |row| {
-            let state: String = row.get(4)?;
-            Ok(RunRow {
-                job: id(JobId::from_wire, row, 0)?,
-                node: id(NodeId::from_wire, row, 1)?,
-                name: row.get(2)?,
-                incarnation: id(Incarnation::from_wire, row, 3)?,
-                state: RunState::parse(&state).unwrap_or(RunState::Unknown),
-                session: session(row, 5)?,
-                dispatched: time(row, 6)?,
-                started: time(row, 7)?,
-                finished: time(row, 8)?,
-                exit_code: row.get(9)?,
-                signal: row.get(10)?,
-                reason: row.get(11)?,
-                stdout_bytes: unsigned(row, 12)?,
-                stderr_bytes: unsigned(row, 13)?,
-                stdout_dropped_bytes: unsigned(row, 14)?,
-                stderr_dropped_bytes: unsigned(row, 15)?,
-                late_state: row.get(16)?,
-            })
-        },
-    )?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    states: &mut Vec<(NodeId, RunState)>,
+) -> Result<(), StoreError> {
+    let mut read = db.prepare_cached("SELECT node, state FROM runs WHERE job = ?1")?;
+    let mut rows = read.query([job.as_bytes()])?;
+    while let Some(row) = rows.next()? {
+        states.push((id(NodeId::from_wire, row, 0)?, run_state(row, 1)?));
+    }
+    Ok(())
+}
+
+/// The first node from `from` on whose run has not ended.
+pub(crate) fn open_run(
+    db: &Connection,
+    job: JobId,
+    from: NodeId,
+) -> Result<Option<NodeId>, StoreError> {
+    let open = db
+        .prepare_cached(
+            "SELECT node FROM runs WHERE job = ?1 AND node >= ?2 AND state IN ('pending', 'dispatched', 'running')
+             ORDER BY node LIMIT 1",
+        )?
+        .query_row(params![job.as_bytes(), from.as_bytes()], |row| {
+            id(NodeId::from_wire, row, 0)
+        })
+        .optional()?;
+    Ok(open)
 }
 
 pub(crate) fn run_counts(
@@ -261,4 +313,31 @@ pub(crate) fn digest(db: &Connection) -> Result<[u8; 32], StoreError> {
         }
     }
     Ok(*hasher.finalize().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::types::Null;
+
+    use super::*;
+    use crate::{db, shard::schema};
+
+    /// How SQLite goes about a question.
+    fn plan(sql: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let db = db::open_writer(&dir.path().join("state.db"), &schema::format()).unwrap();
+        let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let steps = explain.query_map([Null, Null], |row| row.get::<_, String>(3));
+        steps
+            .unwrap()
+            .map(Result::unwrap)
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+
+    #[test]
+    fn a_run_is_found_by_its_key() {
+        let plan = plan(&format!("{RUN} WHERE job = ?1 AND node = ?2"));
+        assert!(plan.contains("(job=? AND node=?)"), "{plan}");
+    }
 }

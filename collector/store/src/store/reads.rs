@@ -1,14 +1,18 @@
 //! What can be asked of a store, but for SQL.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use nexus_proto::{
     ids::{Incarnation, JobId, Lane, NodeId, TokenId},
     operator::v1::AuditRow,
     time::Timestamp,
 };
+use uuid::Uuid;
 
-use super::{Store, reading};
+use super::{ShardParts, Store, reading};
 use crate::{
     StoreError, audit,
     chunks::{Answer, Ask, Known, Totals},
@@ -17,6 +21,7 @@ use crate::{
         JobRow, Newest, NodeRow, OutputRow, Point, RunRow, RunState, SectionRow, TokenRow, TrustRow,
     },
     shard,
+    watch::Watch,
 };
 
 impl Store {
@@ -33,6 +38,39 @@ impl Store {
             row.last_seen = row.last_seen.max(shard.metrics.heard(id));
         }
         Ok(row)
+    }
+
+    /// What nodes are called, and which life of their state folder each lives; those that there are.
+    pub fn identities(
+        &self,
+        nodes: impl IntoIterator<Item = NodeId>,
+    ) -> Result<HashMap<NodeId, (String, Incarnation)>, StoreError> {
+        let mut found = HashMap::new();
+        for (shard, nodes) in self.by_shard(nodes)? {
+            let reader = reading(&shard.bulk);
+            let _together = reader.unchecked_transaction()?;
+            for node in nodes {
+                if let Some(identity) = shard::reads::identity(&reader, node)? {
+                    found.insert(node, identity);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Nodes with their shards. Many reads of one shard are quicker in one transaction.
+    fn by_shard(
+        &self,
+        nodes: impl IntoIterator<Item = NodeId>,
+    ) -> Result<Vec<(&ShardParts, Vec<NodeId>)>, StoreError> {
+        let mut shards: BTreeMap<u16, Vec<NodeId>> = BTreeMap::new();
+        for node in nodes {
+            shards.entry(self.shard_of(node)).or_default().push(node);
+        }
+        let parts = shards.into_iter();
+        parts
+            .map(|(number, nodes)| Ok((self.shard(number)?, nodes)))
+            .collect()
     }
 
     /// The nodes that a name or an id means: none, one, or those that share the name.
@@ -110,20 +148,67 @@ impl Store {
         control::reads::active_jobs(&reading(&self.inner.control_reader))
     }
 
+    /// How a job ended, if it has: final state → targets.
+    pub fn job_end(&self, job: JobId) -> Result<Option<BTreeMap<String, u64>>, StoreError> {
+        control::reads::job_end(&reading(&self.inner.control_reader), job)
+    }
+
+    /// Where each run of a job stands.
+    pub fn run_states(&self, job: JobId) -> Result<Vec<(NodeId, RunState)>, StoreError> {
+        let mut states = Vec::new();
+        for shard in &self.inner.shards {
+            shard::reads::run_states(&reading(&shard.bulk), job, &mut states)?;
+        }
+        Ok(states)
+    }
+
+    /// The first run of a job that has not ended, by shard and node, from `from` on. What has ended stays so: who asks
+    /// again from where the last answer was looks at each run once.
+    pub fn open_run(
+        &self,
+        job: JobId,
+        from: (u16, NodeId),
+    ) -> Result<Option<(u16, NodeId)>, StoreError> {
+        for (number, shard) in (0..).zip(&self.inner.shards).skip(usize::from(from.0)) {
+            let first = NodeId(Uuid::nil());
+            let node = if number == from.0 { from.1 } else { first };
+            if let Some(node) = shard::reads::open_run(&reading(&shard.bulk), job, node)? {
+                return Ok(Some((number, node)));
+            }
+        }
+        Ok(None)
+    }
+
     /// Every run of a job, by node id.
     pub fn runs(&self, job: JobId) -> Result<Vec<RunRow>, StoreError> {
         let mut runs = Vec::new();
         for shard in &self.inner.shards {
-            runs.extend(shard::reads::runs(&reading(&shard.bulk), job, None)?);
+            runs.extend(shard::reads::runs(&reading(&shard.bulk), job)?);
         }
         runs.sort_by_key(|run| run.node);
         Ok(runs)
     }
 
+    /// The runs of a job on some nodes.
+    pub fn runs_on(
+        &self,
+        job: JobId,
+        nodes: impl IntoIterator<Item = NodeId>,
+    ) -> Result<Vec<RunRow>, StoreError> {
+        let mut runs = Vec::new();
+        for (shard, nodes) in self.by_shard(nodes)? {
+            let reader = reading(&shard.bulk);
+            let _together = reader.unchecked_transaction()?;
+            for node in nodes {
+                runs.extend(shard::reads::run(&reader, job, node)?);
+            }
+        }
+        Ok(runs)
+    }
+
     /// One run.
     pub fn run(&self, job: JobId, node: NodeId) -> Result<Option<RunRow>, StoreError> {
-        let runs = shard::reads::runs(&reading(&self.shard_for(node)?.reader), job, Some(node))?;
-        Ok(runs.into_iter().next())
+        shard::reads::run(&reading(&self.shard_for(node)?.reader), job, node)
     }
 
     /// Runs of a job by state.
@@ -147,9 +232,9 @@ impl Store {
         shard::reads::run_outputs(&reading(&self.shard(shard)?.bulk), job, after, limit)
     }
 
-    /// A version that rises whenever a run of the job, its output or the job itself changed.
+    /// Says which runs of the job change from now on, and when the job itself does.
     #[must_use]
-    pub fn watch(&self, job: JobId) -> tokio::sync::watch::Receiver<u64> {
+    pub fn watch(&self, job: JobId) -> Arc<Watch> {
         self.inner.watches.watch(job)
     }
 

@@ -10,8 +10,8 @@ use nexus_proto::{
 use nexus_store::{
     RunState,
     entry::{
-        ControlEntry, JobCreated, Outcome, RunDispatched, RunSettled, RunsPlanned, TokenCreated,
-        TokenUsed,
+        ControlEntry, JobCreated, JobEnded, Outcome, RunDispatched, RunSettled, RunsPlanned,
+        TokenCreated, TokenUsed,
     },
 };
 
@@ -50,6 +50,10 @@ async fn a_run_ends_in_one_state() {
         time_ms: 1,
     };
     world.store.append_for(world.node, planned).await.unwrap();
+    let first = (0, NodeId(uuid::Uuid::nil()));
+    let here = (world.store.shard_of(world.node), world.node);
+    assert_eq!(world.store.open_run(job, first).unwrap(), Some(here));
+    assert_eq!(world.store.open_run(job, here).unwrap(), Some(here));
     let dispatched = RunDispatched {
         job: job.to_wire(),
         node: world.node.to_wire(),
@@ -102,7 +106,9 @@ async fn a_run_ends_in_one_state() {
             ],
         )
         .await;
-    assert!(changes.has_changed().unwrap());
+    changes.changed().await;
+    assert_eq!(changes.take(), [world.node].into());
+    assert!(changes.take().is_empty());
     let shard = world.store.shard_of(world.node);
     let pieces = world.store.run_outputs(job, shard, 0, 10).unwrap();
     let text: Vec<u8> = pieces
@@ -169,7 +175,29 @@ async fn a_run_ends_in_one_state() {
         world.store.run_counts(job).unwrap(),
         [(RunState::Succeeded, 1)].into()
     );
+    assert_eq!(
+        world.store.run_states(job).unwrap(),
+        [(world.node, RunState::Succeeded)]
+    );
+    assert_eq!(world.store.open_run(job, here).unwrap(), None);
+    let rows = world.store.runs_on(job, [world.node, NodeId::random()]);
+    assert_eq!(rows.unwrap(), [row]);
+    let known = world.store.identities([world.node, NodeId::random()]);
+    let own = ("web-1".to_owned(), world.incarnation);
+    assert_eq!(known.unwrap(), [(world.node, own)].into());
     assert_eq!(world.store.active_jobs().unwrap().len(), 1);
+    assert_eq!(world.store.job_end(job).unwrap(), None);
+    let ended = JobEnded {
+        job: job.to_wire(),
+        counts: [("succeeded".to_owned(), 1)].into(),
+        time_ms: 5,
+    };
+    let ended = ControlEntry::JobEnded(ended);
+    world.store.control_append(vec![ended]).await.unwrap();
+    assert_eq!(
+        world.store.job_end(job).unwrap(),
+        Some([("succeeded".to_owned(), 1)].into())
+    );
     world.same_when_rebuilt().await;
 }
 
