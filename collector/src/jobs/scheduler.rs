@@ -1,5 +1,5 @@
-//! The driver around [`decide`]: keeps a view of each job that has not ended, asks what to do, writes it
-//! down, then does it.
+//! The driver around [`decide`]: keeps a view of each job that has not ended (`active`), asks what to do, writes it
+//! down, then does it (`carry`).
 //!
 //! A dispatch is durable before it is sent. A crash between the two leaves a run that is recorded as
 //! dispatched and was not sent: it is sent again when the node's next session is seen, and the node's
@@ -11,31 +11,27 @@ use std::{
     time::Duration,
 };
 
-use nexus_pki::{
-    job::SignedJobError,
-    merkle::{MerkleError, Tree},
-};
+use nexus_pki::{job::SignedJobError, merkle::MerkleError};
 use nexus_proto::{
-    agent::v1 as wire,
-    agent::v1::collector_frame::Kind,
-    ids::{JobId, NodeId, SessionId},
-    job::{Job, JobError},
+    ids::{JobId, NodeId},
+    job::JobError,
     time::Timestamp,
 };
 use nexus_runtime::{clock::Clock, errors, tasks::Tasks};
 use nexus_store::{
-    JobRow, RunRow, RunState, Store, StoreError,
-    entry::{ControlEntry, Entry, JobEnded, RunDispatched, RunSettled},
+    JobRow, RunState, Store, StoreError,
+    entry::{ControlEntry, JobEnded},
 };
 
 use super::{
-    decide::{self, Action, Link, Phase, Run, Terms},
+    active::{self, Active},
+    decide::{self, Action, Link, Run},
     hints::{Changed, Hints},
     submit,
 };
 use crate::{
     pages::metrics::{ByState, Metrics},
-    sessions::registry::{Registry, Session},
+    sessions::registry::Registry,
 };
 
 /// Hints that come in a burst are taken together.
@@ -93,41 +89,6 @@ struct Look {
     links: bool,
     /// Nodes take more: jobs that wait for that.
     credits: bool,
-}
-
-/// What one shard is to write, and what is to be sent once the entry in the same place is in force.
-#[derive(Default)]
-struct Batch {
-    entries: Vec<Entry>,
-    sends: Vec<Option<Dispatch>>,
-}
-
-/// A dispatch that took of a session's credit.
-struct Dispatch {
-    action: Action,
-    live: Arc<Session>,
-}
-
-impl Dispatch {
-    /// It is not sent after all: nothing of its kind would be if the credit were gone each time a disk is full.
-    fn give_back(&self) {
-        self.live.add_dispatches(1);
-    }
-}
-
-/// One job that has not ended.
-struct Active {
-    row: JobRow,
-    tree: Tree,
-    index: HashMap<NodeId, usize>,
-    terms: Terms,
-    sent_to: HashMap<NodeId, SessionId>,
-    cancel_sent_to: HashMap<NodeId, SessionId>,
-    wake: Option<Timestamp>,
-    /// Whether a node that is there would be sent something if it took more.
-    starved: bool,
-    /// Whether all was done that its rows ask for. Runs that go on ask for nothing then until all have ended.
-    at_rest: bool,
 }
 
 impl Scheduler {
@@ -223,7 +184,10 @@ impl Scheduler {
                 .map(|(id, _)| *id),
         );
         for id in runs {
-            if jobs.contains_key(&id) && !ids.contains(&id) && self.has_ended(id).await? {
+            if let Some(active) = jobs.get_mut(&id)
+                && !ids.contains(&id)
+                && self.has_ended(active).await?
+            {
                 ids.insert(id);
             }
         }
@@ -247,19 +211,19 @@ impl Scheduler {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Whether all of a job's runs have.
-    async fn has_ended(&self, job: JobId) -> Result<bool, StoreError> {
-        let counts = self
-            .read("run counts", move |store| store.run_counts(job))
-            .await?;
-        Ok(counts.keys().all(|state| state.is_final()))
+    /// Whether all of a job's runs have. Looks on from the one that had not the last time.
+    async fn has_ended(&self, active: &mut Active) -> Result<bool, StoreError> {
+        let (job, from) = (active.row.id, active.open);
+        let open = self.read("a run", move |store| store.open_run(job, from));
+        let open = open.await?;
+        active.open = open.unwrap_or(active::FIRST);
+        Ok(open.is_none())
     }
 
     /// Takes a row's newest state over. A row that cannot be read is left alone: it would not become better.
     fn adopt(&self, jobs: &mut BTreeMap<JobId, Active>, row: JobRow) {
         if let Some(active) = jobs.get_mut(&row.id) {
-            active.terms.cancelled = row.cancelled.is_some();
-            active.row = row;
+            active.renew(row);
             return;
         }
         match Active::new(row, self.grace) {
@@ -282,9 +246,11 @@ impl Scheduler {
         active.at_rest = false;
         loop {
             let job = active.row.id;
-            let rows = self.read("runs", move |store| store.runs(job)).await?;
+            let states = self
+                .read("runs", move |store| store.run_states(job))
+                .await?;
             let now = self.clock.now();
-            if rows.len() < active.tree.targets().len() {
+            if states.len() < active.tree.targets().len() {
                 if std::mem::replace(&mut planned, true) {
                     return Err(SchedulerError::Runs(job));
                 }
@@ -292,7 +258,10 @@ impl Scheduler {
                 submit::plan(&self.store, job, &nodes, &active.row.targets, now).await?;
                 continue;
             }
-            let runs: Vec<Run> = rows.iter().map(|row| active.run(row)).collect();
+            let runs: Vec<Run> = states
+                .iter()
+                .map(|(node, state)| active.run(*node, *state))
+                .collect();
             let link = |node| {
                 self.registry.get(node).map(|session| Link {
                     session: session.id,
@@ -307,181 +276,32 @@ impl Scheduler {
                 return Ok(false);
             }
             if decision.actions.contains(&Action::End) {
-                self.end(active, &rows, now).await?;
+                self.end(active, &states, now).await?;
                 return Ok(true);
             }
-            if !self.act(active, decision.actions, now).await? {
+            if !self.carry_out(active, decision.actions, now).await? {
                 active.at_rest = true;
                 return Ok(false);
             }
         }
     }
 
-    /// Carries actions out: first what must be durable, in one append per shard, then what is sent.
-    /// `true` when rows changed and the job should be looked at again.
-    async fn act(
-        &self,
-        active: &mut Active,
-        actions: Vec<Action>,
-        now: Timestamp,
-    ) -> Result<bool, SchedulerError> {
-        let mut shards: BTreeMap<u16, Batch> = BTreeMap::new();
-        let mut stops = Vec::new();
-        let mut settled = false;
-        let mut put = |node: NodeId, entry: Entry, send: Option<Dispatch>| {
-            let batch = shards.entry(self.store.shard_of(node)).or_default();
-            batch.entries.push(entry);
-            batch.sends.push(send);
-        };
-        for action in actions {
-            match action {
-                Action::Dispatch(node, session) | Action::Resend(node, session) => {
-                    let Some(live) = self.registry.get(node).filter(|live| live.id == session)
-                    else {
-                        continue;
-                    };
-                    if !live.take_dispatch() {
-                        active.starved = true;
-                        continue;
-                    }
-                    let entry = dispatched(active.row.id, node, session, now);
-                    put(node, entry, Some(Dispatch { action, live }));
-                }
-                Action::Stop(..) => stops.push(action),
-                Action::Cancel(node) => {
-                    let reason = active.row.cancelled.clone().unwrap_or_default();
-                    put(
-                        node,
-                        self.settled(active, node, RunState::Cancelled, reason, now),
-                        None,
-                    );
-                    settled = true;
-                }
-                Action::Expire(node) => {
-                    let reason =
-                        format!("the node was not reached before {}", active.terms.expires);
-                    put(
-                        node,
-                        self.settled(active, node, RunState::Expired, reason, now),
-                        None,
-                    );
-                    settled = true;
-                }
-                Action::Lose(node) => {
-                    let reason = format!("no report came before {}", active.terms.lost_at());
-                    put(
-                        node,
-                        self.settled(active, node, RunState::Lost, reason, now),
-                        None,
-                    );
-                    settled = true;
-                }
-                Action::End => {}
-            }
-        }
-        let appends = shards.into_iter().map(|(shard, batch)| async move {
-            let outcomes = self.store.append(shard, batch.entries).await;
-            (batch.sends, outcomes)
-        });
-        let mut failure = None;
-        for (sends, outcomes) in futures_util::future::join_all(appends).await {
-            match outcomes {
-                Ok(outcomes) => {
-                    for (send, outcome) in sends.into_iter().zip(outcomes) {
-                        match send {
-                            // Its node has ended it meanwhile.
-                            Some(send) if outcome.refusal().is_some() => send.give_back(),
-                            Some(send) => self.send(active, &send.action),
-                            None => {}
-                        }
-                    }
-                }
-                // What of it is in the log is in force later, and is sent then as what got lost on its way.
-                Err(error) => {
-                    sends.iter().flatten().for_each(Dispatch::give_back);
-                    failure = failure.or(Some(error));
-                }
-            }
-        }
-        for action in stops {
-            self.send(active, &action);
-        }
-        failure.map_or(Ok(settled), |error| Err(error.into()))
-    }
-
-    fn send(&self, active: &mut Active, action: &Action) {
-        let job = active.row.id;
-        match action {
-            Action::Dispatch(node, session) | Action::Resend(node, session) => {
-                // Whether it got through shows by the node's report, or by its next session.
-                active.sent_to.insert(*node, *session);
-                let Some(live) = self.registry.get(*node).filter(|live| live.id == *session) else {
-                    return;
-                };
-                let Some(dispatch) = active.dispatch(*node) else {
-                    return;
-                };
-                if live.send(Kind::Dispatch(Box::new(dispatch))) {
-                    self.metrics.dispatches.inc();
-                    tracing::info!(
-                        %job, %node, %session, request_id = active.row.request_id,
-                        again = matches!(action, Action::Resend(..)), "dispatched"
-                    );
-                }
-            }
-            Action::Stop(node, session) => {
-                let Some(live) = self.registry.get(*node).filter(|live| live.id == *session) else {
-                    return;
-                };
-                let cancel = wire::Cancel {
-                    job_id: job.to_wire(),
-                    reason: active.row.cancelled.clone().unwrap_or_default(),
-                };
-                if live.send(Kind::Cancel(cancel)) {
-                    active.cancel_sent_to.insert(*node, *session);
-                    tracing::info!(%job, %node, request_id = active.row.request_id, "told to stop");
-                }
-            }
-            Action::Cancel(_) | Action::Expire(_) | Action::Lose(_) | Action::End => {}
-        }
-    }
-
-    fn settled(
-        &self,
-        active: &Active,
-        node: NodeId,
-        state: RunState,
-        reason: String,
-        now: Timestamp,
-    ) -> Entry {
-        tracing::info!(
-            job = %active.row.id, %node, state = state.name(), reason,
-            request_id = active.row.request_id, "settled a run"
-        );
-        RunSettled {
-            job: active.row.id.to_wire(),
-            node: node.to_wire(),
-            state: state.name().to_owned(),
-            reason,
-            time_ms: now.as_ms(),
-        }
-        .into()
-    }
-
     async fn end(
         &self,
         active: &Active,
-        rows: &[RunRow],
+        states: &[(NodeId, RunState)],
         now: Timestamp,
     ) -> Result<(), SchedulerError> {
-        let mut counts: HashMap<String, u64> = HashMap::new();
-        for row in rows {
-            *counts.entry(row.state.name().to_owned()).or_default() += 1;
-            let by_state = ByState {
-                state: row.state.name(),
-            };
-            self.metrics.runs_ended.get_or_create(&by_state).inc();
+        let mut by_state: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for (_, state) in states {
+            *by_state.entry(state.name()).or_default() += 1;
         }
+        for (state, count) in &by_state {
+            let of = ByState { state };
+            self.metrics.runs_ended.get_or_create(&of).inc_by(*count);
+        }
+        let named = |(state, count): (&str, u64)| (state.to_owned(), count);
+        let counts: HashMap<String, u64> = by_state.into_iter().map(named).collect();
         tracing::info!(job = %active.row.id, request_id = active.row.request_id, ?counts, "the job has ended");
         let ended = ControlEntry::JobEnded(JobEnded {
             job: active.row.id.to_wire(),
@@ -498,82 +318,6 @@ impl Scheduler {
         read: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         crate::reads::read(&self.tasks, &self.store, what, read).await
-    }
-}
-
-fn dispatched(job: JobId, node: NodeId, session: SessionId, now: Timestamp) -> Entry {
-    RunDispatched {
-        job: job.to_wire(),
-        node: node.to_wire(),
-        session: session.to_wire(),
-        time_ms: now.as_ms(),
-    }
-    .into()
-}
-
-impl Active {
-    fn new(row: JobRow, grace: Duration) -> Result<Self, SchedulerError> {
-        let id = row.id;
-        // Its signature was verified when it was taken, and the agents verify it again.
-        let job = Job::decode(&row.envelope.payload)
-            .map_err(|source| SchedulerError::Job { job: id, source })?;
-        let tree = Tree::from_wire(&row.targets)
-            .map_err(|source| SchedulerError::Targets { job: id, source })?;
-        let index = tree
-            .targets()
-            .iter()
-            .enumerate()
-            .map(|(index, target)| (target.node, index))
-            .collect();
-        Ok(Self {
-            terms: Terms {
-                not_before: job.not_before,
-                expires: job.expires,
-                longest: job.timeout.saturating_add(job.kill_grace),
-                grace,
-                cancelled: row.cancelled.is_some(),
-            },
-            row,
-            tree,
-            index,
-            sent_to: HashMap::new(),
-            cancel_sent_to: HashMap::new(),
-            wake: None,
-            starved: false,
-            at_rest: false,
-        })
-    }
-
-    fn run(&self, row: &RunRow) -> Run {
-        Run {
-            node: row.node,
-            phase: match row.state {
-                RunState::Pending => Phase::Pending,
-                RunState::Dispatched => Phase::Dispatched,
-                RunState::Running => Phase::Running,
-                RunState::Succeeded
-                | RunState::Failed
-                | RunState::TimedOut
-                | RunState::Cancelled
-                | RunState::Expired
-                | RunState::Rejected
-                | RunState::Lost
-                | RunState::Unknown => Phase::Final,
-            },
-            sent_to: self.sent_to.get(&row.node).copied(),
-            cancel_sent_to: self.cancel_sent_to.get(&row.node).copied(),
-        }
-    }
-
-    fn dispatch(&self, node: NodeId) -> Option<wire::Dispatch> {
-        let proof = self.tree.proof(*self.index.get(&node)?)?;
-        Some(wire::Dispatch {
-            job: Some(self.row.envelope.clone()),
-            occurrence: 0,
-            step: 0,
-            attempt: 0,
-            proof: Some(proof),
-        })
     }
 }
 
