@@ -38,6 +38,7 @@ pub(crate) fn format() -> Format {
         name: "audit file",
         application: 0x4e58_4155,
         durable: true,
+        cache_kib: 1024,
         steps: vec![
             "CREATE TABLE audit (
                 seq INTEGER PRIMARY KEY, time_ms INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,

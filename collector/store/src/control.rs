@@ -97,6 +97,7 @@ impl Projection for Control {
             name: "file of projections of the control log",
             application: 0x4e58_4354,
             durable: false,
+            cache_kib: 8192,
             steps: vec![FIRST.to_owned(), SECOND.to_owned()],
         }
     }

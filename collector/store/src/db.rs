@@ -26,6 +26,9 @@ pub(crate) struct Format {
     pub(crate) application: i32,
     /// Whether a commit must survive a power cut by itself.
     pub(crate) durable: bool,
+    /// KiB of its pages that its writer keeps. Where rows are only added a few do; with more, a collector would grow for
+    /// hours until they are full.
+    pub(crate) cache_kib: u32,
     /// The schema's steps, oldest first; their number is the format.
     pub(crate) steps: Vec<String>,
 }
@@ -93,8 +96,9 @@ pub(crate) fn open_writer(path: &Path, format: &Format) -> Result<Connection, St
     let setting = StoreError::sqlite("cannot set up", path);
     let pragmas = format!(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = {}; PRAGMA wal_autocheckpoint = 2000;
-         PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8192;",
-        if format.durable { "FULL" } else { "NORMAL" }
+         PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -{};",
+        if format.durable { "FULL" } else { "NORMAL" },
+        format.cache_kib
     );
     connection.execute_batch(&pragmas).map_err(setting)?;
     let setting = StoreError::sqlite("cannot set up", path);

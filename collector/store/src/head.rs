@@ -33,6 +33,7 @@ pub(crate) fn format() -> Format {
         name: "head of metrics",
         application: 0x4e58_4844,
         durable: true,
+        cache_kib: 1024,
         steps: vec![
             "CREATE TABLE head (idx INTEGER PRIMARY KEY, time_ms INTEGER NOT NULL, body BLOB NOT NULL, hash BLOB NOT NULL);
              CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;"

@@ -34,6 +34,7 @@ pub(crate) fn format() -> Format {
         name: "record log",
         application: 0x4e58_4c47,
         durable: true,
+        cache_kib: 1024,
         steps: vec![
             "CREATE TABLE log (
                 idx INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, prev BLOB NOT NULL,

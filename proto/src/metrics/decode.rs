@@ -97,9 +97,12 @@ impl Decoder {
     /// What the reports so far come to.
     #[must_use]
     pub fn snapshot(&self, interval_ms: u32) -> Snapshot {
+        // They are kept as the node's newest values.
+        let mut samples = Vec::with_capacity(self.keys.len());
+        samples.extend(self.slots.iter().flatten().map(Slot::sample));
         Snapshot {
             interval_ms,
-            samples: self.slots.iter().flatten().map(Slot::sample).collect(),
+            samples,
         }
     }
 
@@ -137,6 +140,10 @@ impl Decoder {
             self.slot_mut(id)?.value = *value;
             Ok(())
         })?;
+        if report.key_frame {
+            // Most series stay as they are, and a collector has a decoder for every node.
+            self.slots.shrink_to_fit();
+        }
         self.in_step = true;
         self.at_key_frame = report.key_frame;
         Ok(())

@@ -1,8 +1,8 @@
 //! Bodies between tonic and HTTP/3 streams: messages as DATA frames, gRPC's status as trailers.
 
 use std::{
-    future::Future,
-    pin::{Pin, pin},
+    future::{Future, poll_fn},
+    pin::Pin,
     task::{Context, Poll, ready},
 };
 
@@ -27,7 +27,7 @@ pub(crate) trait Receive {
 }
 
 /// The half of a call that sends, on either side.
-pub(crate) trait Transmit {
+pub(crate) trait Transmit: Send {
     fn data(&mut self, bytes: Bytes) -> impl Future<Output = Result<(), StreamError>> + Send;
     fn trailers(&mut self, map: HeaderMap) -> impl Future<Output = Result<(), StreamError>> + Send;
     fn finish(&mut self) -> impl Future<Output = Result<(), StreamError>> + Send;
@@ -137,30 +137,31 @@ impl<R: Receive + Unpin, K: Unpin> http_body::Body for Incoming<R, K> {
 }
 
 /// Sends a body to its end. A body that fails is aborted, so that it cannot look whole.
-pub(crate) async fn transmit<T: Transmit>(
-    body: tonic::body::Body,
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn would hold what it is given twice, for as long as the call lasts"
+)]
+pub(crate) fn transmit<T: Transmit>(
+    mut body: tonic::body::Body,
     mut stream: T,
-) -> Result<(), StreamError> {
-    let mut body = pin!(body);
-    let mut ended = false;
-    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        let Ok(frame) = frame else {
-            stream.abort();
-            return Ok(());
-        };
-        match frame.into_data() {
-            Ok(data) if data.is_empty() => {}
-            Ok(data) => stream.data(data).await?,
-            Err(frame) => {
-                if let Ok(trailers) = frame.into_trailers() {
-                    stream.trailers(trailers).await?;
-                    ended = true;
+) -> impl Future<Output = Result<(), StreamError>> + Send {
+    async move {
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let Ok(frame) = frame else {
+                stream.abort();
+                return Ok(());
+            };
+            match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => stream.data(data).await?,
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        Box::pin(stream.trailers(trailers)).await?;
+                        break;
+                    }
                 }
             }
         }
-        if ended {
-            break;
-        }
+        Box::pin(stream.finish()).await
     }
-    stream.finish().await
 }

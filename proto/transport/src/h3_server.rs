@@ -12,12 +12,14 @@ use crate::{
     body::{Incoming, transmit},
     connections::{Connections, Cut},
     fault::REFUSED,
-    h3_wire::{Stopped, Watch, Wire},
+    h3_wire::{SendHalf, Stopped, Watch, Wire},
     peer::Peer,
     port::CallService,
 };
 
 type Resolver = h3::server::RequestResolver<Wire, Bytes>;
+type Request = http::Request<tonic::body::Body>;
+type Sending = h3::server::RequestStream<SendHalf, Bytes>;
 
 /// Serves until the connection ends, is cut, or has drained.
 pub(crate) async fn serve<S: CallService>(
@@ -89,47 +91,70 @@ async fn serve_watched<S: CallService>(
     }
 }
 
-/// One call, from its headers to its trailers.
-async fn answer<S: CallService>(
+/// One call, from its headers to its trailers. It lasts as long as a session: what a step of it needs is on the heap
+/// until the step is done.
+fn answer<S: CallService>(
     resolver: Resolver,
     stopped: Option<Stopped>,
     connection: quinn::Connection,
-    mut service: S,
+    service: S,
     peer: Peer,
-) {
-    let resolving = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, resolver.resolve_request());
-    let (request, stream) = match Box::pin(resolving).await {
+) -> impl Future<Output = ()> + Send {
+    let resolving = Box::pin(resolve(resolver, connection, peer));
+    async move {
+        let Some((request, send)) = resolving.await else {
+            return;
+        };
+        let responding = Box::pin(respond(service, request, send));
+        let transmitting = async {
+            if let Some((body, send)) = responding.await {
+                Box::pin(transmit(body, send)).await.ok();
+            }
+        };
+        match stopped {
+            // A caller that gave up is noticed even while nothing is being sent to it.
+            Some(stopped) => tokio::select! {
+                () = transmitting => {}
+                () = stopped => {}
+            },
+            None => transmitting.await,
+        }
+    }
+}
+
+/// The call's headers.
+async fn resolve(
+    resolver: Resolver,
+    connection: quinn::Connection,
+    peer: Peer,
+) -> Option<(Request, Sending)> {
+    let resolving = resolver.resolve_request();
+    let (request, stream) = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, resolving).await {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(error)) => {
             tracing::debug!(remote = %peer.remote, %error, "call refused");
-            return;
+            return None;
         }
-        Err(_) => return,
+        Err(_) => return None,
     };
-    let (mut send, recv) = stream.split();
+    let (send, recv) = stream.split();
     let mut request = request.map(|()| tonic::body::Body::new(Incoming::new(recv, connection, ())));
     request.extensions_mut().insert(peer);
-    let respond = async {
-        if std::future::poll_fn(|cx| service.poll_ready(cx))
-            .await
-            .is_err()
-        {
-            return;
-        }
-        let Ok(response) = service.call(request).await;
-        let (parts, body) = response.into_parts();
-        // Errors say that the peer has gone or given up: nobody is left to be told.
-        let answering = send.send_response(http::Response::from_parts(parts, ()));
-        if Box::pin(answering).await.is_ok() {
-            transmit(body, send).await.ok();
-        }
-    };
-    match stopped {
-        // A caller that gave up is noticed even while nothing is being sent to it.
-        Some(stopped) => tokio::select! {
-            () = respond => {}
-            () = stopped => {}
-        },
-        None => respond.await,
-    }
+    Some((request, send))
+}
+
+/// The answer's headers; its body is to be sent.
+async fn respond<S: CallService>(
+    mut service: S,
+    request: Request,
+    mut send: Sending,
+) -> Option<(tonic::body::Body, Sending)> {
+    std::future::poll_fn(|cx| service.poll_ready(cx))
+        .await
+        .ok()?;
+    let Ok(response) = service.call(request).await;
+    let (parts, body) = response.into_parts();
+    // Errors say that the peer has gone or given up: nobody is left to be told.
+    let sent = send.send_response(http::Response::from_parts(parts, ()));
+    sent.await.ok().map(|()| (body, send))
 }

@@ -410,9 +410,17 @@ async fn blocked_udp_costs_seconds() {
     let fleet = Fleet::new();
     let server = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
     // The same TCP port on an address whose UDP port swallows everything.
-    let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = relay.local_addr().unwrap();
-    let _black_hole = tokio::net::UdpSocket::bind(at).await.unwrap();
+    let mut pair = None;
+    for _ in 0..20 {
+        let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = relay.local_addr().unwrap();
+        // Another program may have the number for UDP.
+        if let Ok(black_hole) = tokio::net::UdpSocket::bind(at).await {
+            pair = Some((relay, at, black_hole));
+            break;
+        }
+    }
+    let (relay, at, _black_hole) = pair.expect("a number that is free for both");
     let to = server.at;
     spawn_detached("relay", async move {
         while let Ok((mut from, _)) = relay.accept().await {

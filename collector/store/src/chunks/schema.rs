@@ -84,6 +84,7 @@ pub(crate) fn format() -> Format {
         name: "file of compacted metrics of a shard",
         application: 0x4e58_4d44,
         durable: true,
+        cache_kib: 4096,
         steps: vec![first],
     }
 }

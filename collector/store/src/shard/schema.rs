@@ -139,6 +139,7 @@ pub(super) fn format() -> Format {
         name: "file of projections of a shard",
         application: 0x4e58_5348,
         durable: false,
+        cache_kib: 8192,
         steps: vec![first, second(), emptied(), FOURTH.to_owned(), fifth()],
     }
 }
