@@ -30,8 +30,10 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 /// A handshake that has been under way for this long may be ended to make room for a newer one.
 pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long an agent waits for a connection over QUIC: its turn may come late when a whole fleet connects at once.
+pub const QUIC_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a peer waits for its handshake to begin; then it is sent away, since it will not wait for the end.
-pub const HANDSHAKE_WAIT: Duration = Duration::from_secs(7);
+pub const HANDSHAKE_WAIT: Duration = Duration::from_secs(15);
 /// Peers that wait for their handshakes over QUIC at the same time, some 2 kB each; half of them may be of one address.
 pub const HANDSHAKES_WAITING: usize = 16_384;
 /// Of a port's handshakes at the same time, the part that one address (of IPv6 the first 64 bits) may have once half

@@ -381,9 +381,18 @@ impl Dialer {
     ) -> Option<Connection> {
         let tcp = |delay| async move {
             sleep(delay).await;
-            within(over_tcp(remote, &self.tls, self.windows)).await
+            within(
+                limits::HANDSHAKE_TIMEOUT,
+                over_tcp(remote, &self.tls, self.windows),
+            )
+            .await
         };
-        let quic = || within(over_quic(remote, &self.tls, self.windows));
+        let quic = || {
+            within(
+                limits::QUIC_PATIENCE,
+                over_quic(remote, &self.tls, self.windows),
+            )
+        };
         let mut note = |transport, fault| {
             attempts.push(failed(address, Some(remote), Some(transport), fault));
         };
@@ -498,8 +507,10 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Fault> {
     Ok(found.map_err(Fault::Resolve)?.collect())
 }
 
-async fn within<T>(attempt: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-    let limit = limits::HANDSHAKE_TIMEOUT;
+async fn within<T>(
+    limit: Duration,
+    attempt: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
     timeout(limit, attempt)
         .await
         .unwrap_or(Err(Fault::Timeout(limit)))

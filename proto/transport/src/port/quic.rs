@@ -5,6 +5,7 @@ use std::{io, sync::Arc};
 use nexus_pki::{admission::PeerIdentity, spiffe::Role};
 use quinn::{ConnectionError, crypto::rustls::QuicServerConfig};
 use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     waiting::{Turn, Waiting},
@@ -26,6 +27,7 @@ pub(super) fn endpoint(
     tls: Arc<ServerConfig>,
     keys: &ResetKeys,
     connections: &Connections,
+    reading: &Reading,
 ) -> io::Result<quinn::Endpoint> {
     let limits = connections.limits();
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
@@ -33,15 +35,31 @@ pub(super) fn endpoint(
     config
         .transport_config(quic_port_transport(limits.windows, limits.calls))
         .migration(true);
-    let runtime = Arc::new(quinn::TokioRuntime);
-    quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, runtime)
+    quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, reading.runtime())
 }
 
+/// Lets connections in, on the thread that reads, until shutdown begins.
 pub(super) async fn accept<S: CallService>(
     endpoint: &quinn::Endpoint,
     service: &S,
     serving: &Serving,
     running: &Running,
+    reading: &Reading,
+) {
+    let (endpoint, service, serving) = (endpoint.clone(), service.clone(), serving.clone());
+    let spawner = running.spawner();
+    let accepting = async move { accept_there(&endpoint, &service, &serving, &spawner).await };
+    // It ends with this one, and does not panic.
+    AbortOnDropHandle::new(reading.handle().spawn(accepting))
+        .await
+        .ok();
+}
+
+async fn accept_there<S: CallService>(
+    endpoint: &quinn::Endpoint,
+    service: &S,
+    serving: &Serving,
+    spawner: &Spawner,
 ) {
     let connections = &serving.connections;
     let mut waiting = Waiting::new();
@@ -59,7 +77,7 @@ pub(super) async fn accept<S: CallService>(
         let place = |address| connections.begin(TransportKind::Quic, address);
         while let Some(turn) = waiting.next(Instant::now(), place) {
             match turn {
-                Turn::Begin(incoming, half) => begin(incoming, half, service, serving, running),
+                Turn::Begin(incoming, half) => begin(incoming, half, service, serving, spawner),
                 Turn::Leave(incoming) => turn_away(incoming, connections),
             }
             // Lets what was accepted begin, so that a burst does not push itself out.
@@ -98,14 +116,14 @@ fn begin<S: CallService>(
     half: Half,
     service: &S,
     serving: &Serving,
-    running: &Running,
+    spawner: &Spawner,
 ) {
     if incoming.remote_address_validated() {
         half.spoke();
     }
     let (service, serving) = (service.clone(), serving.clone());
     let remote = canonical(incoming.remote_address());
-    running.spawn(async move {
+    spawner.spawn(async move {
         // A connection is held for days: what only its beginning needs is on the heap, and gone after it.
         let opening = Box::pin(open(incoming, remote, serving.clone()));
         let opened = match bounded(&half, opening).await {

@@ -44,6 +44,7 @@ pub(super) async fn accept<S: CallService, E: CallService>(
     serving: &Serving,
     running: &Running,
 ) {
+    let spawner = running.spawner();
     loop {
         let accepted = tokio::select! {
             () = serving.shutdown.cancelled() => return,
@@ -65,7 +66,7 @@ pub(super) async fn accept<S: CallService, E: CallService>(
         };
         let (ways, serving) = (ways.clone(), serving.clone());
         let (service, enrolment) = (service.clone(), enrolment.clone());
-        running.spawn(async move {
+        spawner.spawn(async move {
             let remote = canonical(remote);
             let opening = open(stream, remote, &half, &ways, &serving);
             let opened = match bounded(&half, opening).await {
