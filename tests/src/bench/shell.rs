@@ -53,7 +53,11 @@ pub async fn run(params: &Params, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
 
 async fn ours(params: &Params, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
     let fleet = agents(params.agents, say).await?;
-    let noun = if params.agents == 1 { "target" } else { "targets" };
+    let noun = if params.agents == 1 {
+        "target"
+    } else {
+        "targets"
+    };
     let expected = format!("{0} {noun}: {0} succeeded", params.agents);
     measure(
         "nexus",
