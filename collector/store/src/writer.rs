@@ -285,7 +285,11 @@ impl<P: Projection> Core<P> {
     /// Lets others come, while many do.
     fn gather(&self) {
         if let Some(until) = self.gathers_until {
-            thread::park_timeout(until.saturating_duration_since(self.clock.instant()));
+            let rest = until.saturating_duration_since(self.clock.instant());
+            // Who appends alone has nothing to wait for.
+            if !rest.is_zero() {
+                thread::park_timeout(rest);
+            }
         }
     }
 
