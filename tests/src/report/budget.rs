@@ -175,7 +175,8 @@ const BUDGETS: [Budget; 23] = [
     budget(
         "bytes of a raw sample on disk after compaction",
         ("compress", "bytes_per_sample"),
-        &[],
+        // Points of minutes are told beside it.
+        &[Words("of", "the file")],
         AtMost(1.3),
         "bytes",
     ),
