@@ -28,14 +28,18 @@ pub const PING: Duration = Duration::from_secs(15);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client whose first message (TLS ClientHello) takes longer over TCP is given up.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
-/// A handshake that has been under way for this long may be ended to make room for a newer one.
-pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);
+/// A handshake over TCP that has been under way for this long may be ended to make room for a newer one.
+pub const HANDSHAKE_PATIENCE_TCP: Duration = Duration::from_secs(1);
+/// The same over QUIC, where newer ones can wait for their turn.
+pub const HANDSHAKE_PATIENCE_QUIC: Duration = Duration::from_secs(3);
 /// How long an agent waits for a connection over QUIC: its turn may come late when a whole fleet connects at once.
 pub const QUIC_PATIENCE: Duration = Duration::from_secs(20);
-/// How long a peer waits for its handshake to begin; then it is sent away, since it will not wait for the end.
+/// A peer that has waited longer for its handshake is sent away when its turn comes: it would not wait for the end.
 pub const HANDSHAKE_WAIT: Duration = Duration::from_secs(15);
-/// Peers that wait for their handshakes over QUIC at the same time, some 2 kB each; half of them may be of one address.
+/// Peers that wait for their handshakes over QUIC at the same time; half of them may be of one address.
 pub const HANDSHAKES_WAITING: usize = 16_384;
+/// Bytes of datagrams kept of each of them, besides the first: a ClientHello has two, and what is lost is sent again.
+pub const HANDSHAKE_WAITING_BYTES: usize = 4096;
 /// Of a port's handshakes at the same time, the part that one address (of IPv6 the first 64 bits) may have once half
 /// of all are taken.
 pub const HANDSHAKE_SHARE: usize = 8;

@@ -111,6 +111,7 @@ pub(crate) struct Metrics {
     pub(crate) enrolments: Family<ByReason, Count>,
     pub(crate) connections: Family<ByWay, Level>,
     pub(crate) connections_accepted: Family<ByWay, Count>,
+    pub(crate) handshakes_waiting: Level,
     pub(crate) connections_refused: Family<ByPort, Count>,
     pub(crate) operator_calls: Family<ByRpc, Count>,
 }
@@ -256,6 +257,11 @@ impl Metrics {
             "connections_accepted",
             "Connections that were admitted",
             self.connections_accepted.clone(),
+        );
+        r.register(
+            "handshakes_waiting",
+            "Agents that wait for their handshake over QUIC to begin",
+            self.handshakes_waiting.clone(),
         );
         r.register(
             "connections_refused",

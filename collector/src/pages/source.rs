@@ -91,6 +91,14 @@ impl Source for Pages {
                 .nodes_in_trouble
                 .set(i64::try_from(in_trouble.count()).unwrap_or(i64::MAX));
             publish(&self.metrics, "agents", &self.seen.agents);
+            let waiting = self
+                .seen
+                .agents
+                .counters()
+                .waiting_quic
+                .load(Ordering::Relaxed);
+            let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+            self.metrics.handshakes_waiting.set(waiting);
             publish(&self.metrics, "operators", &self.seen.operators);
             let metrics = &self.metrics;
             let level = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);

@@ -57,8 +57,9 @@ impl Default for Limits {
 }
 
 impl Limits {
-    fn half_open(&self) -> HalfOpen {
-        HalfOpen::new(self.handshakes, self.handshakes / limits::HANDSHAKE_SHARE)
+    fn half_open(&self, patience: Duration) -> HalfOpen {
+        let share = self.handshakes / limits::HANDSHAKE_SHARE;
+        HalfOpen::new(self.handshakes, share, patience)
     }
 
     /// Connections without a certificate.
@@ -74,6 +75,8 @@ pub struct Counters {
     pub open_quic: AtomicU64,
     /// Connections open now, over TCP.
     pub open_tcp: AtomicU64,
+    /// Clients that wait for their handshakes now, over QUIC.
+    pub waiting_quic: AtomicU64,
     /// Connections admitted, over QUIC.
     pub accepted_quic: AtomicU64,
     /// Connections admitted, over TCP.
@@ -167,8 +170,8 @@ impl Connections {
     pub fn telling(limits: Limits, refused: Option<mpsc::Sender<Refused>>) -> Self {
         let (counters, live, freed) = Default::default();
         Self(Arc::new(Inner {
-            quic: limits.half_open(),
-            tcp: limits.half_open(),
+            quic: limits.half_open(nexus_proto::limits::HANDSHAKE_PATIENCE_QUIC),
+            tcp: limits.half_open(nexus_proto::limits::HANDSHAKE_PATIENCE_TCP),
             limits,
             counters,
             live,

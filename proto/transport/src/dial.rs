@@ -37,7 +37,7 @@ use crate::{
 
 /// QUIC's head start over TCP.
 const HEAD_START: Duration = Duration::from_secs(1);
-/// What QUIC gets once TCP has failed: a machine that refuses TCP seldom answers UDP.
+/// What QUIC gets once TCP found nobody: a machine that refuses TCP seldom answers UDP.
 const LAST_CHANCE: Duration = Duration::from_secs(2);
 
 /// Which transports may be used.
@@ -135,6 +135,13 @@ pub enum Fault {
     /// The connection was refused or broke.
     #[error("{0}")]
     Closed(Closed),
+}
+
+impl Fault {
+    /// Whether nobody listens there.
+    fn is_nobody(&self) -> bool {
+        matches!(self, Self::Resolve(_) | Self::Io(_))
+    }
 }
 
 impl fmt::Display for Attempt {
@@ -436,13 +443,19 @@ impl Dialer {
                             return Some(connection);
                         }
                         Err(fault) => {
+                            let chance = if fault.is_nobody() {
+                                LAST_CHANCE
+                            } else {
+                                // Somebody is there and has no place yet, as when a whole fleet connects at once.
+                                limits::QUIC_PATIENCE
+                            };
                             note(TransportKind::Tcp, fault);
-                            match timeout(LAST_CHANCE, quic).await {
+                            match timeout(chance, quic).await {
                                 Ok(Ok(connection)) => return Some(connection),
                                 Ok(Err(fault)) => note(TransportKind::Quic, fault),
                                 Err(_) => note(
                                     TransportKind::Quic,
-                                    Fault::Timeout(HEAD_START + LAST_CHANCE),
+                                    Fault::Timeout(HEAD_START + chance),
                                 ),
                             }
                         }

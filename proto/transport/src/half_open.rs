@@ -2,7 +2,8 @@
 //!
 //! Whoever connects and then says nothing must keep nobody out, so a newcomer is let in and the oldest handshake
 //! ends instead: first one that has not spoken (a TCP client whose ClientHello is not in, a QUIC client at
-//! an address it has not proved to be its own), else one that has been under way for [`HANDSHAKE_PATIENCE`]. Only when there
+//! an address it has not proved to be its own), else one that has been under way for as long as its transport
+//! has patience. Only when there
 //! is neither, as when a whole fleet connects at once, has the newcomer to wait or to leave: ending handshakes that get
 //! on would let none finish. Once half of all are taken an address may have its share and no more, and
 //! has to make room among its own.
@@ -11,9 +12,9 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use nexus_proto::limits::HANDSHAKE_PATIENCE;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +45,7 @@ pub(crate) enum Full {
 pub(crate) struct HalfOpen {
     limit: usize,
     per_address: usize,
+    patience: Duration,
     state: Arc<Mutex<State>>,
     freed: Arc<Notify>,
 }
@@ -65,10 +67,12 @@ struct Entry {
 }
 
 impl HalfOpen {
-    pub(crate) fn new(limit: usize, per_address: usize) -> Self {
+    /// `patience`: for how long a handshake may be under way that got on, if newer ones want its place.
+    pub(crate) fn new(limit: usize, per_address: usize, patience: Duration) -> Self {
         Self {
             limit,
             per_address,
+            patience,
             state: Arc::default(),
             freed: Arc::default(),
         }
@@ -94,10 +98,12 @@ impl HalfOpen {
         let taken = state.entries.len();
         let own = state.by_origin.get(&origin).map_or(0, BTreeSet::len);
         if own > 0 && own >= self.per_address && taken >= self.limit / 2 {
-            let victim = state.oldest_of(origin, now).ok_or(Full::Address)?;
+            let victim = state
+                .oldest_of(origin, self.old(now))
+                .ok_or(Full::Address)?;
             state.end(victim);
         } else if taken >= self.limit {
-            let victim = state.oldest(now).ok_or(Full::Handshakes)?;
+            let victim = state.oldest(self.old(now)).ok_or(Full::Handshakes)?;
             state.end(victim);
         }
         state.next += 1;
@@ -119,31 +125,35 @@ impl HalfOpen {
         })
     }
 
+    /// Tells of a handshake whether it has been under way for too long.
+    fn old(&self, now: Instant) -> impl Fn(&Entry) -> bool {
+        let patience = self.patience;
+        move |entry| now.saturating_duration_since(entry.since) >= patience
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    fn oldest(&self, now: Instant) -> Option<u64> {
+    fn oldest(&self, old: impl Fn(&Entry) -> bool) -> Option<u64> {
         let silent = self.silent.first().copied();
         silent.or_else(|| {
             self.spoken
                 .first()
                 .copied()
-                .filter(|id| self.is_old(*id, now))
+                .filter(|id| self.entries.get(id).is_some_and(&old))
         })
     }
 
-    fn oldest_of(&self, origin: IpAddr, now: Instant) -> Option<u64> {
+    fn oldest_of(&self, origin: IpAddr, old: impl Fn(&Entry) -> bool) -> Option<u64> {
         let ids = self.by_origin.get(&origin)?;
         let silent = ids.iter().find(|id| self.silent.contains(id)).copied();
-        silent.or_else(|| ids.first().copied().filter(|id| self.is_old(*id, now)))
-    }
-
-    fn is_old(&self, id: u64, now: Instant) -> bool {
-        let entry = self.entries.get(&id);
-        entry.is_some_and(|entry| now.saturating_duration_since(entry.since) >= HANDSHAKE_PATIENCE)
+        silent.or_else(|| {
+            let first = ids.first().copied();
+            first.filter(|id| self.entries.get(id).is_some_and(old))
+        })
     }
 
     fn end(&mut self, id: u64) {
@@ -199,6 +209,8 @@ impl Drop for Half {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(1);
+
     fn address(last: u8) -> IpAddr {
         IpAddr::from([192, 0, 2, last])
     }
@@ -209,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_oldest_that_says_nothing_makes_room() {
-        let (all, now) = (HalfOpen::new(4, 4), Instant::now());
+        let (all, now) = (HalfOpen::new(4, 4, PATIENCE), Instant::now());
         let mut halves: Vec<_> = (0..4)
             .map(|last| all.begin(address(last), now).unwrap())
             .collect();
@@ -226,17 +238,17 @@ mod tests {
 
     #[test]
     fn handshakes_that_get_on_are_ended_only_when_they_take_long() {
-        let (all, now) = (HalfOpen::new(2, 2), Instant::now());
+        let (all, now) = (HalfOpen::new(2, 2, PATIENCE), Instant::now());
         let halves = [0, 1].map(|last| all.begin(address(last), now).unwrap());
         halves.iter().for_each(Half::spoke);
         assert!(matches!(all.begin(address(2), now), Err(Full::Handshakes)));
-        let late = all.begin(address(2), now + HANDSHAKE_PATIENCE).unwrap();
+        let late = all.begin(address(2), now + PATIENCE).unwrap();
         assert!(has_to_end(&halves[0]) && !has_to_end(&halves[1]) && !has_to_end(&late));
     }
 
     #[test]
     fn an_address_makes_room_among_its_own_once_half_are_taken() {
-        let (all, now) = (HalfOpen::new(8, 2), Instant::now());
+        let (all, now) = (HalfOpen::new(8, 2, PATIENCE), Instant::now());
         let other = all.begin(address(1), now).unwrap();
         let own: Vec<_> = (0..3)
             .map(|_| all.begin(address(2), now).unwrap())
@@ -266,7 +278,7 @@ mod tests {
 
     #[test]
     fn crowding_begins_long_before_the_limit() {
-        let (all, now) = (HalfOpen::new(64, 16), Instant::now());
+        let (all, now) = (HalfOpen::new(64, 16, PATIENCE), Instant::now());
         assert!(!all.is_crowded(address(1)));
         let _two = [0, 1].map(|_| all.begin(address(1), now).unwrap());
         assert!(all.is_crowded(address(1)) && !all.is_crowded(address(2)));

@@ -1,7 +1,6 @@
 //! The agents' and the operators' ports of a collector.
 
 mod quic;
-mod reading;
 mod tcp;
 mod waiting;
 
@@ -26,7 +25,7 @@ use nexus_proto::limits;
 use nexus_runtime::clock::Clock;
 use rustix::net::sockopt;
 use rustls::ServerConfig;
-use tokio::{net::TcpListener, runtime::Handle, time::timeout};
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::body::Body;
 
@@ -35,7 +34,6 @@ use crate::{
     fault::REFUSED,
     half_open::Half,
     peer::TransportKind,
-    port::reading::Reading,
     tune::ResetKeys,
 };
 
@@ -153,8 +151,7 @@ impl AgentPort {
         enrolment: E,
         serving: Serving,
     ) -> io::Result<()> {
-        let reading = Reading::start()?;
-        let endpoint = quic::endpoint(self.udp, tls.quic, keys, &serving.connections, &reading)?;
+        let endpoint = quic::endpoint(self.udp, tls.quic, keys, &serving.connections)?;
         let running = Running::new();
         let ways = tcp::Ways {
             main: tls.tcp,
@@ -162,7 +159,7 @@ impl AgentPort {
             roles: &[Role::Agent],
         };
         tokio::join!(
-            quic::accept(&endpoint, &agents, &serving, &running, &reading),
+            quic::accept(&endpoint, &agents, &serving, &running),
             tcp::accept(&self.tcp, ways, &agents, &enrolment, &serving, &running),
         );
         drain(&running, &serving).await;
@@ -236,21 +233,6 @@ struct Running {
     end: CancellationToken,
 }
 
-/// Begins tasks of a port's connections, from wherever it is.
-#[derive(Clone)]
-struct Spawner {
-    tracker: TaskTracker,
-    end: CancellationToken,
-    on: Handle,
-}
-
-impl Spawner {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let task = self.end.clone().run_until_cancelled_owned(task);
-        self.tracker.spawn_on(task, &self.on);
-    }
-}
-
 impl Running {
     fn new() -> Self {
         Self {
@@ -259,13 +241,9 @@ impl Running {
         }
     }
 
-    /// Its tasks run where this is called.
-    fn spawner(&self) -> Spawner {
-        Spawner {
-            tracker: self.tracker.clone(),
-            end: self.end.clone(),
-            on: Handle::current(),
-        }
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker
+            .spawn(self.end.clone().run_until_cancelled_owned(task));
     }
 }
 

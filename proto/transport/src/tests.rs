@@ -26,7 +26,12 @@ use nexus_proto::{
     ids::NodeId,
 };
 use nexus_runtime::{clock::Clock, tasks::spawn_detached};
-use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    net::UdpSocket,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -415,7 +420,7 @@ async fn blocked_udp_costs_seconds() {
         let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = relay.local_addr().unwrap();
         // Another program may have the number for UDP.
-        if let Ok(black_hole) = tokio::net::UdpSocket::bind(at).await {
+        if let Ok(black_hole) = UdpSocket::bind(at).await {
             pair = Some((relay, at, black_hole));
             break;
         }
@@ -445,6 +450,36 @@ async fn blocked_udp_costs_seconds() {
 }
 
 #[tokio::test]
+async fn an_answer_over_quic_is_waited_for_while_tcp_has_no_place() {
+    let fleet = Fleet::new();
+    let server = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
+    let black_hole = UdpSocket::bind(LOOPBACK).await.unwrap();
+    let (turn, to) = watch::channel(black_hole.local_addr().unwrap());
+    // Another program may have the number for TCP.
+    let mut both = None;
+    for _ in 0..20 {
+        let at = path(to.clone()).await;
+        if let Ok(full) = tokio::net::TcpListener::bind(at).await {
+            both = Some((at, full));
+            break;
+        }
+    }
+    let (at, full) = both.expect("a number that is free for both");
+    let leaf = fleet.agent(NodeId::random());
+    let dialer = fleet.dialer(&leaf, at, Mode::Auto, KeyExchange::Auto);
+    spawn_detached("turned away", async move {
+        let (stream, _) = full.accept().await.unwrap();
+        drop(stream);
+        // Later than whom nobody answers over TCP would wait.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        turn.send(server.at).unwrap();
+        std::future::pending::<()>().await;
+    });
+    let connection = timeout(LONG, dialer.connect()).await.unwrap().unwrap();
+    assert_eq!(connection.transport, TransportKind::Quic);
+}
+
+#[tokio::test]
 async fn nobody_there_is_said_of_each_transport() {
     let fleet = Fleet::new();
     let free = std::net::TcpListener::bind("127.0.0.1:0")
@@ -467,43 +502,53 @@ async fn nobody_there_is_said_of_each_transport() {
     assert!(text.contains("over quic: no answer within"), "{text}");
 }
 
-#[test]
-fn a_restart_is_noticed_at_the_next_packet() {
-    let fleet = Fleet::new();
-    let runtime = || tokio::runtime::Runtime::new().unwrap();
-    let first = runtime();
-    let server = first.block_on(serve(&fleet, LOOPBACK, KeyExchange::Auto));
-    let client_side = runtime();
-    let leaf = fleet.agent(NodeId::random());
-    let dialer = fleet.dialer(&leaf, server.at, Mode::Quic, KeyExchange::Auto);
-    let connection = client_side.block_on(dialer.connect()).unwrap();
-    // Dies without a word: what it would still send goes out of a runtime that no longer runs.
-    let at = server.at.to_string();
-    std::mem::forget(server);
-    first.shutdown_background();
-    let second = runtime();
-    let _again = second.block_on(async {
+/// Passes datagrams between the one client that sends to the address given back and the server that `to` holds; what
+/// other servers send is dropped, as though they had died without a word.
+async fn path(to: watch::Receiver<SocketAddr>) -> SocketAddr {
+    let near = UdpSocket::bind(LOOPBACK).await.unwrap();
+    let far = UdpSocket::bind(LOOPBACK).await.unwrap();
+    let at = near.local_addr().unwrap();
+    spawn_detached("path", async move {
+        let mut client = None;
+        let (mut up, mut down) = ([0; 2048], [0; 2048]);
         loop {
-            match AgentPort::bind(at.parse().unwrap()).await {
-                Ok(port) => {
-                    drop(port);
-                    break serve(&fleet, &at, KeyExchange::Auto).await;
+            tokio::select! {
+                Ok((length, from)) = near.recv_from(&mut up) => {
+                    client = Some(from);
+                    let server = *to.borrow();
+                    far.send_to(&up[..length], server).await.unwrap();
                 }
-                Err(_) => tokio::task::yield_now().await,
+                Ok((length, from)) = far.recv_from(&mut down) => {
+                    let server = *to.borrow();
+                    if let (true, Some(client)) = (from == server, client) {
+                        near.send_to(&down[..length], client).await.unwrap();
+                    }
+                }
             }
         }
     });
-    let closed = client_side.block_on(async {
-        let mut client = AgentClient::new(connection.channel.clone());
-        let request = RenewRequest {
-            csr_der: vec![1; 2000].into(),
-        };
-        timeout(LONG, client.renew(request))
-            .await
-            .unwrap()
-            .unwrap_err();
-        timeout(LONG, connection.closed()).await.unwrap()
-    });
+    at
+}
+
+#[tokio::test]
+async fn a_restart_is_noticed_at_the_next_packet() {
+    let fleet = Fleet::new();
+    let first = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
+    let second = serve(&fleet, LOOPBACK, KeyExchange::Auto).await;
+    let (turn, to) = watch::channel(first.at);
+    let leaf = fleet.agent(NodeId::random());
+    let dialer = fleet.dialer(&leaf, path(to).await, Mode::Quic, KeyExchange::Auto);
+    let connection = dialer.connect().await.unwrap();
+    turn.send(second.at).unwrap();
+    let mut client = AgentClient::new(connection.channel.clone());
+    let request = RenewRequest {
+        csr_der: vec![1; 2000].into(),
+    };
+    let _failed = timeout(LONG, client.renew(request))
+        .await
+        .unwrap()
+        .unwrap_err();
+    let closed = timeout(LONG, connection.closed()).await.unwrap();
     assert_eq!(closed, Closed::Restarted);
 }
 

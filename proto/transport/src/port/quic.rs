@@ -3,9 +3,9 @@
 use std::{io, sync::Arc};
 
 use nexus_pki::{admission::PeerIdentity, spiffe::Role};
+use nexus_proto::limits::{HANDSHAKE_WAITING_BYTES, HANDSHAKES_WAITING};
 use quinn::{ConnectionError, crypto::rustls::QuicServerConfig};
 use tokio::time::{Instant, sleep};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     waiting::{Turn, Waiting},
@@ -27,39 +27,26 @@ pub(super) fn endpoint(
     tls: Arc<ServerConfig>,
     keys: &ResetKeys,
     connections: &Connections,
-    reading: &Reading,
 ) -> io::Result<quinn::Endpoint> {
     let limits = connections.limits();
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
         .transport_config(quic_port_transport(limits.windows, limits.calls))
-        .migration(true);
-    quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, reading.runtime())
+        .migration(true)
+        .max_incoming(HANDSHAKES_WAITING + limits.handshakes)
+        .incoming_buffer_size(HANDSHAKE_WAITING_BYTES as u64)
+        .incoming_buffer_size_total((HANDSHAKES_WAITING * HANDSHAKE_WAITING_BYTES) as u64);
+    let runtime = Arc::new(quinn::TokioRuntime);
+    quinn::Endpoint::new(keys.endpoint_config(), Some(config), udp, runtime)
 }
 
-/// Lets connections in, on the thread that reads, until shutdown begins.
+/// Lets connections in until shutdown begins.
 pub(super) async fn accept<S: CallService>(
     endpoint: &quinn::Endpoint,
     service: &S,
     serving: &Serving,
     running: &Running,
-    reading: &Reading,
-) {
-    let (endpoint, service, serving) = (endpoint.clone(), service.clone(), serving.clone());
-    let spawner = running.spawner();
-    let accepting = async move { accept_there(&endpoint, &service, &serving, &spawner).await };
-    // It ends with this one, and does not panic.
-    AbortOnDropHandle::new(reading.handle().spawn(accepting))
-        .await
-        .ok();
-}
-
-async fn accept_there<S: CallService>(
-    endpoint: &quinn::Endpoint,
-    service: &S,
-    serving: &Serving,
-    spawner: &Spawner,
 ) {
     let connections = &serving.connections;
     let mut waiting = Waiting::new();
@@ -74,15 +61,18 @@ async fn accept_there<S: CallService>(
             // One that is under way may have become old enough to make room.
             () = sleep(LOOK), if !waiting.is_empty() => {}
         }
+        let counters = connections.counters();
         let place = |address| connections.begin(TransportKind::Quic, address);
         while let Some(turn) = waiting.next(Instant::now(), place) {
             match turn {
-                Turn::Begin(incoming, half) => begin(incoming, half, service, serving, spawner),
+                Turn::Begin(incoming, half) => begin(incoming, half, service, serving, running),
                 Turn::Leave(incoming) => turn_away(incoming, connections),
             }
             // Lets what was accepted begin, so that a burst does not push itself out.
             tokio::task::yield_now().await;
         }
+        let waiting = u64::try_from(waiting.len()).unwrap_or(u64::MAX);
+        counters.waiting_quic.store(waiting, Ordering::Relaxed);
     }
 }
 
@@ -116,14 +106,14 @@ fn begin<S: CallService>(
     half: Half,
     service: &S,
     serving: &Serving,
-    spawner: &Spawner,
+    running: &Running,
 ) {
     if incoming.remote_address_validated() {
         half.spoke();
     }
     let (service, serving) = (service.clone(), serving.clone());
     let remote = canonical(incoming.remote_address());
-    spawner.spawn(async move {
+    running.spawn(async move {
         // A connection is held for days: what only its beginning needs is on the heap, and gone after it.
         let opening = Box::pin(open(incoming, remote, serving.clone()));
         let opened = match bounded(&half, opening).await {

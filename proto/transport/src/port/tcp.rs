@@ -44,7 +44,6 @@ pub(super) async fn accept<S: CallService, E: CallService>(
     serving: &Serving,
     running: &Running,
 ) {
-    let spawner = running.spawner();
     loop {
         let accepted = tokio::select! {
             () = serving.shutdown.cancelled() => return,
@@ -66,7 +65,7 @@ pub(super) async fn accept<S: CallService, E: CallService>(
         };
         let (ways, serving) = (ways.clone(), serving.clone());
         let (service, enrolment) = (service.clone(), enrolment.clone());
-        spawner.spawn(async move {
+        running.spawn(async move {
             let remote = canonical(remote);
             let opening = open(stream, remote, &half, &ways, &serving);
             let opened = match bounded(&half, opening).await {

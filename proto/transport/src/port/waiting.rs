@@ -3,7 +3,7 @@
 //! A handshake that is begun and not finished in time is lost work for both sides, and its peer begins another: a
 //! collector that began all of them at once would finish few. So those for which there is no place wait, first come,
 //! first served, address by address in turn. Who has waited for so long that the peer is about to give up is sent away
-//! unserved; that costs next to nothing.
+//! unserved when its turn comes; that costs next to nothing.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -48,6 +48,10 @@ impl<T> Waiting<T> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 
     /// Lets one wait; hands it back when too many do, of all or of its address.
@@ -113,6 +117,8 @@ impl<T> Waiting<T> {
 
 #[cfg(test)]
 mod tests {
+    use nexus_proto::limits::HANDSHAKE_PATIENCE_QUIC;
+
     use super::*;
     use crate::half_open::HalfOpen;
 
@@ -142,7 +148,7 @@ mod tests {
     #[test]
     fn addresses_take_turns_and_each_is_served_in_order() {
         let now = Instant::now();
-        let places = HalfOpen::new(4, 4);
+        let places = HalfOpen::new(4, 4, HANDSHAKE_PATIENCE_QUIC);
         let mut waiting = Waiting::new();
         for what in 0..5 {
             waiting.push(what, address(1), now).unwrap();
@@ -158,7 +164,7 @@ mod tests {
     #[test]
     fn an_address_that_has_its_share_keeps_nobody_waiting() {
         let now = Instant::now();
-        let places = HalfOpen::new(8, 4);
+        let places = HalfOpen::new(8, 4, HANDSHAKE_PATIENCE_QUIC);
         let mut waiting = Waiting::new();
         for what in 0..6 {
             waiting.push(what, address(1), now).unwrap();
@@ -174,7 +180,7 @@ mod tests {
     #[test]
     fn who_waited_too_long_leaves() {
         let now = Instant::now();
-        let places = HalfOpen::new(4, 4);
+        let places = HalfOpen::new(4, 4, HANDSHAKE_PATIENCE_QUIC);
         let mut waiting = Waiting::new();
         waiting.push(1, address(1), now).unwrap();
         let late = now + HANDSHAKE_WAIT;
