@@ -38,6 +38,8 @@ use crate::{
 const GATHER: Duration = Duration::from_millis(5);
 /// Without a hint, and without a moment to wait for, everything is looked at this often.
 const IDLE: Duration = Duration::from_secs(30);
+/// Between a pass that took long and the next, at most.
+const BREATH: Duration = Duration::from_millis(100);
 /// After a failure of the store.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -105,15 +107,21 @@ impl Scheduler {
         loop {
             let hinted = self.hints.take();
             let start = self.clock.instant();
-            let pause = match self.pass(&mut jobs, hinted, look).await {
-                Ok(()) => self.until_next(&jobs),
-                Err(error) => {
-                    tracing::error!(error = %errors::chain(&error), "jobs could not be driven");
-                    AFTER_FAILURE
-                }
+            let passed = self.pass(&mut jobs, hinted, look).await;
+            if let Err(error) = &passed {
+                tracing::error!(error = %errors::chain(error), "jobs could not be driven");
+            }
+            let failed = passed.is_err();
+            let pause = match failed {
+                true => AFTER_FAILURE,
+                false => self.until_next(&jobs),
             };
             let took = self.clock.instant().saturating_duration_since(start);
-            look = Look::default();
+            // Hints that a failed pass took are gone.
+            look = Look {
+                everything: failed,
+                ..Look::default()
+            };
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 () = self.hints.wait() => {}
@@ -128,7 +136,7 @@ impl Scheduler {
                 () = tokio::time::sleep(pause) => look.everything = true,
             }
             // A crowd of hints is taken together; large jobs are looked at less often than small ones.
-            tokio::time::sleep(took.clamp(GATHER, IDLE)).await;
+            tokio::time::sleep(took.clamp(GATHER, BREATH)).await;
             look.links |= links.has_changed().unwrap_or_default();
             look.credits |= credits.has_changed().unwrap_or_default();
             links.mark_unchanged();
@@ -183,15 +191,20 @@ impl Scheduler {
                 .filter(|(_, active)| asked(active))
                 .map(|(id, _)| *id),
         );
+        let mut failure = None;
         for id in runs {
-            if let Some(active) = jobs.get_mut(&id)
-                && !ids.contains(&id)
-                && self.has_ended(active).await?
-            {
-                ids.insert(id);
+            let Some(active) = jobs.get_mut(&id).filter(|_| !ids.contains(&id)) else {
+                continue;
+            };
+            match self.has_ended(active).await {
+                Ok(true) => {
+                    ids.insert(id);
+                }
+                Ok(false) => {}
+                // One that cannot be read or driven does not keep the others.
+                Err(error) => failure = failure.or(Some(error.into())),
             }
         }
-        let mut failure = None;
         for id in ids {
             let Some(active) = jobs.get_mut(&id) else {
                 continue;
@@ -201,7 +214,6 @@ impl Scheduler {
                     jobs.remove(&id);
                 }
                 Ok(false) => {}
-                // One that cannot be driven does not keep the others.
                 Err(error) => failure = failure.or(Some(error)),
             }
         }

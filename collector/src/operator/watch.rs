@@ -30,7 +30,7 @@ pub(crate) const UPDATES: usize = 16;
 const PIECES: usize = 32;
 /// Changes that come in a burst are sent together.
 const GATHER: Duration = Duration::from_millis(10);
-/// A hint that was missed costs at most this.
+/// After so long without a change all runs are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 type Updates = mpsc::Sender<Result<JobUpdate, Status>>;
@@ -121,6 +121,7 @@ impl Watch {
                 nodes.extend(self.not_over());
             }
             let runs = self.runs(std::mem::take(&mut nodes)).await?;
+            let took = start.elapsed();
             if self.output {
                 self.send_output(out).await?;
             }
@@ -138,7 +139,6 @@ impl Watch {
             if !self.follow {
                 return Ok(());
             }
-            let took = start.elapsed();
             let hinted = tokio::select! {
                 () = token.cancelled() => {
                     return Err(Status::unavailable("watch the job: the collector is shutting down").into());
@@ -146,7 +146,7 @@ impl Watch {
                 () = out.closed() => return Err(Stop::Gone),
                 hinted = tokio::time::timeout(LOOK_AGAIN, changes.changed()) => hinted.is_ok(),
             };
-            // Large jobs are looked at less often than small ones.
+            // Jobs that take long to read are looked at less often than others.
             tokio::time::sleep(took.clamp(GATHER, LOOK_AGAIN)).await;
             nodes = changes.take();
             if !hinted {

@@ -9,7 +9,7 @@ use std::{
 use nexus_proto::ids::{JobId, NodeId};
 use tokio::sync::Notify;
 
-/// One watcher's view of a job. Holds no more nodes than the job has runs.
+/// One watcher's view of a job. A node may be in it that has no run of the job and only named it; the rows say what is.
 #[derive(Debug, Default)]
 pub struct Watch {
     nodes: Mutex<BTreeSet<NodeId>>,

@@ -285,11 +285,7 @@ impl<P: Projection> Core<P> {
     /// Lets others come, while many do.
     fn gather(&self) {
         if let Some(until) = self.gathers_until {
-            let rest = until.saturating_duration_since(self.clock.instant());
-            // Who appends alone has nothing to wait for.
-            if !rest.is_zero() {
-                thread::park_timeout(rest);
-            }
+            rest(&self.clock, until);
         }
     }
 
@@ -321,9 +317,7 @@ impl<P: Projection> Core<P> {
             return;
         }
         let written = self.write(facts);
-        let others = u32::try_from(group.len()).unwrap_or(u32::MAX) - 1;
-        let pause = GATHER_EACH.saturating_mul(others).min(GATHER);
-        self.gathers_until = Some(self.clock.instant() + pause);
+        self.gathers_until = Some(self.clock.instant() + pause_after(group.len()));
         match written {
             Ok(outcomes) => {
                 if self.health.worked() {
@@ -486,6 +480,21 @@ impl<P: Projection> Core<P> {
             .and_then(|mut statement| statement.execute([]))
             .map(drop)
             .map_err(StoreError::sqlite("cannot write to", &self.path))
+    }
+}
+
+/// How far the next commit is after one that carried so many appends.
+fn pause_after(appends: usize) -> Duration {
+    let others = u32::try_from(appends).unwrap_or(u32::MAX).saturating_sub(1);
+    GATHER_EACH.saturating_mul(others).min(GATHER)
+}
+
+/// Sleeps until then, unless that is past. A wait of no time at all is none: the system's own may take it for one
+/// without an end.
+pub(crate) fn rest(clock: &Clock, until: Instant) {
+    let rest = until.saturating_duration_since(clock.instant());
+    if !rest.is_zero() {
+        thread::park_timeout(rest);
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     entry::{Outcome, Reports},
     health::Health,
     rows::Newest,
-    writer::{QueueDepth, chain},
+    writer::{QueueDepth, chain, rest},
 };
 
 /// Appends that wait, or are being written.
@@ -183,10 +183,9 @@ impl Core {
                 }
                 Err(TryRecvError::Disconnected) => break,
             }
-            let until = self.last.map(|last| last + self.gather);
-            if let Some(until) = until {
+            if let Some(last) = self.last {
                 // Nothing wakes it for each report that comes meanwhile.
-                thread::park_timeout(until.saturating_duration_since(self.clock.instant()));
+                rest(&self.clock, last + self.gather);
             }
             while group.len() < GROUP
                 && let Ok(command) = commands.try_recv()

@@ -63,8 +63,8 @@ pub(super) enum Ended {
     Alone,
 }
 
-/// A query, and what it was told. More comes while it runs: what it was told of a node once it is told again, so that
-/// figures agree.
+/// A query, and what it was told. More comes while it runs: what it was told of a node's newest report and of all
+/// nodes once it is told again, so that figures agree.
 pub(super) struct Asking {
     deadline: Instant,
     clock: Clock,

@@ -1,4 +1,5 @@
-//! A disk that fills up: nothing is acknowledged that is not durable, and it goes on by itself afterwards.
+//! A disk that fills up: nothing is acknowledged that is not durable, and it goes on by itself afterwards. And when
+//! commits wait for one another.
 
 use nexus_proto::{
     ids::{Incarnation, Lane, NodeId},
@@ -147,4 +148,22 @@ fn an_entry_that_cannot_be_applied_costs_its_neighbours_nothing() {
     assert_eq!((core.log.index(), events(&core)), (1, 2));
     core.rebuild().unwrap();
     assert_eq!(events(&core), 2);
+}
+
+#[test]
+fn a_commit_waits_for_others_only_after_one_that_had_many() {
+    assert_eq!(pause_after(0), Duration::ZERO);
+    assert_eq!(pause_after(1), Duration::ZERO);
+    assert_eq!(pause_after(2), GATHER_EACH);
+    assert_eq!(pause_after(1000), GATHER);
+}
+
+#[test]
+fn a_moment_that_is_past_is_not_waited_for() {
+    let clock = Clock::system();
+    let now = clock.instant();
+    rest(&clock, now);
+    let until = clock.instant() + Duration::from_millis(5);
+    rest(&clock, until);
+    assert!(clock.instant() >= until);
 }
