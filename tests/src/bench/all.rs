@@ -31,14 +31,29 @@ pub struct Step {
     pub line: &'static str,
     /// About how long it takes on two cores, seconds.
     pub seconds: u64,
+    /// Whether it goes on beside the others, in a network of its own: it is long and needs next to nothing.
+    pub beside: bool,
 }
 
 const fn step(line: &'static str, seconds: u64) -> Step {
-    Step { line, seconds }
+    Step {
+        line,
+        seconds,
+        beside: false,
+    }
+}
+
+const fn beside(line: &'static str, seconds: u64) -> Step {
+    Step {
+        line,
+        seconds,
+        beside: true,
+    }
 }
 
 /// What is run with the parameters of the budgets.
-pub const WHOLE: [Step; 11] = [
+pub const WHOLE: [Step; 12] = [
+    beside("footprint --seconds 3600 --churn", 3640),
     step("connect --agents 5000", 80),
     step("connect --agents 10000", 150),
     step(
@@ -59,7 +74,8 @@ pub const WHOLE: [Step; 11] = [
 ];
 
 /// What shows in minutes that all of it works, with figures that say little.
-pub const QUICK: [Step; 10] = [
+pub const QUICK: [Step; 11] = [
+    beside("footprint --seconds 60 --churn", 90),
     step("footprint --seconds 20", 60),
     step("connect --agents 200", 20),
     step(
@@ -108,33 +124,36 @@ pub async fn run(
     {
         drop(fs::remove_file(dir.join(format!("{name}.jsonl"))));
     }
-    let planned: u64 = steps.iter().map(|step| step.seconds).sum();
+    let (beside, in_turn): (Vec<&Step>, Vec<&Step>) =
+        steps.into_iter().partition(|step| step.beside);
+    let planned: u64 = in_turn.iter().map(|step| step.seconds).sum();
+    let longest = beside.iter().map(|step| step.seconds).max().unwrap_or(0);
+    let count = in_turn.len() + beside.len();
     say(&format!(
-        "{} benchmarks, about {} minutes; raw lines in {}",
-        steps.len(),
-        planned.div_ceil(60),
+        "{count} benchmarks, about {} minutes; raw lines in {}",
+        planned.max(longest).div_ceil(60),
         dir.display()
     ));
-    let mut failed = Vec::new();
     let machine = step("machine", 5);
-    for (number, step) in std::iter::once(&machine)
-        .chain(steps.iter().copied())
-        .enumerate()
-    {
-        if number > 0 {
-            say(&format!("\n{number}/{}: {}", steps.len(), step.line));
+    machine.run(peers, &dir).await?;
+    let in_turn = async {
+        let mut failed = Vec::new();
+        for (number, step) in (1..).zip(&in_turn) {
+            say(&format!("\n{number}/{}: {}", in_turn.len(), step.line));
+            failed.extend(step.done(peers, &dir, say).await?);
         }
-        let begun = Instant::now();
-        let ended = step.run(peers, &dir).await;
-        if let Err(fault) = &ended {
-            say(&format!("{} failed: {fault}", step.name()));
-            failed.push(step.line);
+        Ok::<_, Fault>(failed)
+    };
+    let beside = async {
+        let mut failed = Vec::new();
+        for step in &beside {
+            say(&format!("beside the others: {}", step.line));
+            failed.extend(step.done(peers, &dir, say).await?);
         }
-        if number > 0 {
-            let took = step.took(begun.elapsed(), ended.err());
-            append(&dir.join("all.jsonl"), &format!("{}\n", took.to_line()))?;
-        }
-    }
+        Ok::<_, Fault>(failed)
+    };
+    let (mut failed, failed_beside) = tokio::try_join!(in_turn, beside)?;
+    failed.extend(failed_beside);
     report::write(&[dir], out)?;
     say(&format!("\n{}", out.join(report::PAGE).display()));
     if failed.is_empty() {
@@ -158,12 +177,45 @@ impl Step {
         Duration::from_secs(self.seconds * 3 + 300)
     }
 
+    /// Runs it and notes how long it took; its line if it failed.
+    async fn done(
+        &self,
+        peers: &[String],
+        dir: &Path,
+        say: &dyn Fn(&str),
+    ) -> Outcome<Option<&'static str>> {
+        let begun = Instant::now();
+        let ended = self.run(peers, dir).await;
+        if let Err(fault) = &ended {
+            say(&format!("{} failed: {fault}", self.line));
+        }
+        let failed = ended.is_err().then_some(self.line);
+        let took = self.took(begun.elapsed(), ended.err());
+        append(&dir.join("all.jsonl"), &format!("{}\n", took.to_line()))?;
+        Ok(failed)
+    }
+
+    /// This program, in a network of its own if it runs beside others: what an agent knows of its host has the host's
+    /// sockets in it, and a swarm has many.
+    fn command(&self) -> Outcome<Command> {
+        let own = std::env::current_exe().map_err(Fault::io("find this program"))?;
+        if !self.beside {
+            return Ok(Command::new(own));
+        }
+        let mut command = Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        let begin = "ip link set lo up && exec \"$0\" \"$@\"";
+        command.args(["--net", "sh", "-c", begin]).arg(own);
+        Ok(command)
+    }
+
     async fn run(&self, peers: &[String], dir: &Path) -> Outcome {
         let path = dir.join(format!("{}.jsonl", self.name()));
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file.map_err(Fault::io(path.display()))?;
-        let own = std::env::current_exe().map_err(Fault::io("find this program"))?;
-        let mut command = Command::new(own);
+        let mut command = self.command()?;
         command.args(self.line.split(' '));
         if self.takes_peers() {
             command.args(peers);

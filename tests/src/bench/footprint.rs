@@ -79,7 +79,7 @@ impl Subject {
 }
 
 /// Measures for `span`. With `churn` the agent has jobs to run, its collector is killed now and then, and
-/// sockets come and go.
+/// sockets come and go; it is measured alone then.
 pub async fn run(span: Duration, churn: bool, say: &dyn Fn(&str)) -> Outcome<Vec<Figure>> {
     let mut fleet = Fleet::new(&[]).await?;
     let target: SocketAddr = parse(&fleet.collector.endpoints().agents)?;
@@ -93,22 +93,25 @@ pub async fn run(span: Duration, churn: bool, say: &dyn Fn(&str)) -> Outcome<Vec
     let mut subjects = vec![subject("nexus-agent", own, agent)];
 
     let mut scraped = None;
-    let exporter = Exporter::start(fleet.dir());
+    // What happens to the agent here does not happen to others.
+    let exporter = (!churn).then(|| Exporter::start(fleet.dir()));
     match &exporter {
-        Ok(exporter) => {
+        None => {}
+        Some(Ok(exporter)) => {
             subjects.push(subject("node_exporter", exporter.program(), exporter.id()?));
             scraped = Some(exporter.address);
         }
-        Err(fault) => say(&format!("without node_exporter: {fault}")),
+        Some(Err(fault)) => say(&format!("without node_exporter: {fault}")),
     }
-    let collectd = start_collectd(fleet.dir());
+    let collectd = (!churn).then(|| start_collectd(fleet.dir()));
     match &collectd {
-        Ok(process) => subjects.push(subject(
+        None => {}
+        Some(Ok(process)) => subjects.push(subject(
             "collectd",
             "/usr/sbin/collectd".into(),
             alive(process)?,
         )),
-        Err(fault) => say(&format!("without collectd: {fault}")),
+        Some(Err(fault)) => say(&format!("without collectd: {fault}")),
     }
 
     say(&format!(

@@ -68,11 +68,6 @@ pub async fn run(load: Load, span: Duration, say: &dyn Fn(&str)) -> Outcome<Vec<
         ("rss", float(steady.resident()), "bytes"),
         ("ack_p99", steady.ack(99).as_secs_f64(), "seconds"),
         (
-            "disk_bytes_per_second",
-            float(steady.disk()) / seconds,
-            "bytes/second",
-        ),
-        (
             "fanout_seconds",
             quantile(&job, 50).as_secs_f64(),
             "seconds",

@@ -66,12 +66,6 @@ fn large(page: &mut String, lines: &[Line], figures: &[(String, String, Points)]
     let needs = [
         ("cores of collectors", reckoned("cores"), "cores", "cores"),
         ("memory of collectors", reckoned("rss"), "bytes", "rss"),
-        (
-            "disk a day, as the log takes it",
-            reckoned("disk_bytes_per_second").map(|rate| rate * DAY),
-            "bytes",
-            "disk_bytes_per_second, times 86,400 s",
-        ),
     ];
     if needs.iter().all(|(_, value, ..)| value.is_none()) {
         return;
@@ -88,21 +82,33 @@ fn large(page: &mut String, lines: &[Line], figures: &[(String, String, Points)]
             &format!("| {need} | {} | {from} |\n", human(value, unit)),
         );
     }
-    let compressed = lines.iter().filter(|line| {
-        line.is_ours() && line.bench == "compress" && line.figure == "bytes_per_sample"
-    });
-    let compressed = compressed.map(|line| line.value).reduce(f64::max);
-    if let (Some(bytes), Some(rate)) = (compressed, reckoned("samples_per_second")) {
-        let day = human(bytes * rate * DAY, "bytes");
-        push(
-            page,
-            &format!(
-                "| disk a day, after compaction | {day} | samples_per_second × bytes_per_sample × 86,400 s |\n"
-            ),
-        );
+    for (need, bench, figure) in [
+        ("disk a day, as it comes", "ingest", "disk_bytes_per_sample"),
+        (
+            "disk a day, after compaction",
+            "compress",
+            "bytes_per_sample",
+        ),
+    ] {
+        // Raw samples, without the minutes and hours made of them.
+        let of_samples = lines.iter().filter(|line| {
+            line.subject == "nexus"
+                && (line.bench.as_str(), line.figure.as_str()) == (bench, figure)
+        });
+        let bytes = of_samples.map(|line| line.value).reduce(f64::max);
+        if let (Some(bytes), Some(rate)) = (bytes, reckoned("samples_per_second")) {
+            let day = human(bytes * rate * DAY, "bytes");
+            push(
+                page,
+                &format!("| {need} | {day} | samples_per_second × {figure} × 86,400 s |\n"),
+            );
+        }
     }
     let wire = lines.iter().filter(|line| {
-        line.is_ours() && line.bench == "footprint" && line.figure == "wire_bytes_per_minute"
+        line.is_ours()
+            && line.bench == "footprint"
+            && line.figure == "wire_bytes_per_minute"
+            && !line.params.contains_key("jobs")
     });
     if let Some(bytes) = wire.map(|line| line.value).reduce(f64::max) {
         let rate = human(bytes * FLEET / 60.0, "bytes/second");
@@ -236,6 +242,10 @@ mod tests {
     fn a_large_fleet_is_reckoned_from_small_ones() {
         let mut lines = vec![line("machine", "cores", 2.0, "cores", 0)];
         lines.push(line("compress", "bytes_per_sample", 1.25, "bytes", 0));
+        let mut minutes = line("compress", "bytes_per_sample", 5.0, "bytes", 0);
+        minutes.subject = "nexus-rollup-1m".to_owned();
+        lines.push(minutes);
+        lines.push(line("ingest", "disk_bytes_per_sample", 2.5, "bytes", 0));
         lines.push(line(
             "footprint",
             "wire_bytes_per_minute",
@@ -276,6 +286,7 @@ mod tests {
             "| memory of collectors | 6.10 GiB | rss |",
             "| network, both directions | 9.77 MiB/s |",
             // 2,000,000 a second.
+            "| disk a day, as it comes | 402 GiB |",
             "| disk a day, after compaction | 201 GiB |",
             "| machines as this one, at full load | 6 | cores / 2 |",
             "![growth: rss](performance/growth-rss.svg)",

@@ -47,7 +47,11 @@ fn ours<'a>(peer: &Line, lines: &'a [Line]) -> Option<&'a Line> {
                 .iter()
                 .all(|kind| line.params.contains_key(*kind) == peer.params.contains_key(*kind))
     });
-    same.max_by_key(|line| line.params.get("agents").and_then(|value| value.as_u64()))
+    // What has a name of its own beside the program is a part of it.
+    same.max_by_key(|line| {
+        let agents = line.params.get("agents").and_then(|value| value.as_u64());
+        (agents, line.subject == "nexus")
+    })
 }
 
 fn size(line: &Line) -> String {
