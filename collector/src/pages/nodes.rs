@@ -9,6 +9,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -99,16 +100,17 @@ struct Shapes {
 }
 
 impl Shapes {
-    fn values(&mut self, snapshot: &Snapshot) -> Values {
+    /// The values of a report; `first`: told of a report whose series no other had before.
+    fn values(&mut self, snapshot: &Snapshot, first: impl FnOnce(&Snapshot)) -> Values {
         let places = snapshot
             .samples
             .iter()
             .map(|sample| Arc::as_ptr(&sample.key).addr())
             .collect();
-        let shape = self
-            .known
-            .entry(places)
-            .or_insert_with(|| Arc::new(Shape::new(snapshot)));
+        let shape = self.known.entry(places).or_insert_with(|| {
+            first(snapshot);
+            Arc::new(Shape::new(snapshot))
+        });
         let at = shape.order.iter();
         let values = at.filter_map(|index| sample(snapshot, *index).map(|sample| sample.value));
         Values {
@@ -135,11 +137,33 @@ impl Shape {
             order,
         }
     }
+
+    /// Where a family's series are.
+    fn places(&self, family: &str) -> Range<usize> {
+        let start = self.keys.partition_point(|key| key.name.as_str() < family);
+        let end = self.keys.partition_point(|key| key.name.as_str() <= family);
+        start..end
+    }
 }
 
 struct Family {
     name: String,
     next: usize,
+    /// Where its series are in the shape of the node before, which is mostly that of the next.
+    last: Option<(Arc<Shape>, Range<usize>)>,
+}
+
+impl Family {
+    fn places(&mut self, shape: &Arc<Shape>) -> Range<usize> {
+        match &self.last {
+            Some((last, places)) if Arc::ptr_eq(last, shape) => places.clone(),
+            _ => {
+                let places = shape.places(&self.name);
+                self.last = Some((Arc::clone(shape), places.clone()));
+                places
+            }
+        }
+    }
 }
 
 impl NodesPage {
@@ -168,15 +192,15 @@ impl NodesPage {
         for node in asked {
             let unique = names.get(&node.name) == Some(&1);
             let fresh = node.report.as_ref().filter(|report| report.is_fresh(now));
-            if let Some(report) = fresh {
-                for sample in &report.snapshot.samples {
+            let mut name_families = |snapshot: &Snapshot| {
+                for sample in &snapshot.samples {
                     let name = &sample.key.name;
                     // The first to name a family decides its type.
                     if !families.contains_key(name) && families::is_wanted(name, collectors) {
                         families.insert(name.clone(), sample.kind);
                     }
                 }
-            }
+            };
             rows.push(Row {
                 labels: page_labels(&node, unique),
                 up: fresh.is_some(),
@@ -184,7 +208,7 @@ impl NodesPage {
                     .report
                     .as_ref()
                     .map_or(0.0, |report| seconds(report.made)),
-                values: fresh.map(|report| shapes.values(&report.snapshot)),
+                values: fresh.map(|report| shapes.values(&report.snapshot, &mut name_families)),
             });
         }
         Self {
@@ -197,13 +221,13 @@ impl NodesPage {
     }
 
     /// Writes a node's samples of a family.
-    fn write_node(out: &mut String, family: &str, row: &Row) {
+    fn write_node(out: &mut String, family: &mut Family, row: &Row) {
         let own = || {
             row.labels
                 .iter()
                 .map(|(key, value)| (key.as_str(), value.as_str()))
         };
-        match family {
+        match family.name.as_str() {
             UP => exposition::write_sample(out, UP, own(), f64::from(u8::from(row.up))),
             LAST_REPORT => {
                 exposition::write_sample(out, LAST_REPORT, own(), row.last_report_seconds);
@@ -214,7 +238,7 @@ impl NodesPage {
                     let labels = series
                         .map(|(name, value)| (exported(name, key, row), value.as_str()))
                         .chain(own().map(|(name, value)| (Cow::Borrowed(name), value)));
-                    exposition::write_sample(out, family, labels, value);
+                    exposition::write_sample(out, &family.name, labels, value);
                 }
             }
         }
@@ -237,12 +261,16 @@ impl Iterator for NodesPage {
                 };
                 self.format
                     .write_head(&mut out, &name, kind, &families::help(&name));
-                self.current = Some(Family { name, next: 0 });
+                self.current = Some(Family {
+                    name,
+                    next: 0,
+                    last: None,
+                });
                 continue;
             };
             match self.nodes.get(family.next) {
                 Some(row) => {
-                    Self::write_node(&mut out, &family.name, row);
+                    Self::write_node(&mut out, family, row);
                     family.next += 1;
                 }
                 None => self.current = None,
@@ -252,13 +280,14 @@ impl Iterator for NodesPage {
     }
 }
 
-fn samples_of<'a>(row: &'a Row, family: &str) -> impl Iterator<Item = (&'a SeriesKey, f64)> {
+fn samples_of<'a>(
+    row: &'a Row,
+    family: &mut Family,
+) -> impl Iterator<Item = (&'a SeriesKey, f64)> + use<'a> {
     let found = row.values.as_ref().map(|Values { shape, values }| {
-        let keys = &shape.keys;
-        let start = keys.partition_point(|key| key.name.as_str() < family);
-        let end = keys.partition_point(|key| key.name.as_str() <= family);
-        let keys = keys.get(start..end).unwrap_or_default();
-        keys.iter().zip(values.get(start..end).unwrap_or_default())
+        let places = family.places(shape);
+        let keys = shape.keys.get(places.clone()).unwrap_or_default();
+        keys.iter().zip(values.get(places).unwrap_or_default())
     });
     let samples = found.into_iter().flatten();
     samples.map(|(key, value)| (key.as_ref(), *value))
