@@ -321,7 +321,7 @@ compress   nothing; beside it promtool (Debian: prometheus); without it, it is l
 growth     the same as connect
 soak       nothing but the programs
 strangers  nothing but the programs, and two descriptors a stranger
-all        what each of them needs
+all        what each of them needs, and unshare and ip (util-linux, iproute2) for the network of the agent's hour
 ";
 
 fn main() -> ExitCode {

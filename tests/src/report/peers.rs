@@ -6,7 +6,7 @@ use super::{
 };
 
 /// Of these there is more than one kind within a figure.
-const KINDS: [&str; 3] = ["targets", "part", "question"];
+const KINDS: [&str; 4] = ["targets", "part", "question", "jobs"];
 
 /// The table: each figure of a peer beside the largest fleet of ours that the same figure was measured with.
 pub(super) fn section(page: &mut String, lines: &[Line]) {
