@@ -106,7 +106,7 @@ async fn fleets_of_each_size_are_measured() {
             "connect_seconds",
             "samples_per_second",
             "rss",
-            "disk_bytes_per_second",
+            "cores",
             "seconds_after_kill",
         ] {
             assert!(value(&of, figure, &[]) > 0.0, "{figure}: {of:?}");
