@@ -1,7 +1,8 @@
 //! Connecting: QUIC first, TCP raced when QUIC does not answer, address after address.
 
+mod attempt;
+
 use std::{
-    fmt,
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -28,6 +29,8 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 
+use self::attempt::Fault;
+pub use self::attempt::{Attempt, DialError};
 use crate::{
     fault::Closed,
     h2, h3_client,
@@ -105,85 +108,6 @@ pub struct Dialer {
     mode: Mode,
     windows: Windows,
     udp_blocked: Arc<AtomicBool>,
-}
-
-/// What one attempt came to.
-#[derive(Debug)]
-pub struct Attempt {
-    /// As configured.
-    pub address: String,
-    /// What it resolved to, if it did.
-    pub remote: Option<SocketAddr>,
-    /// Over which transport, once that far.
-    pub transport: Option<TransportKind>,
-    /// What went wrong.
-    pub fault: Fault,
-}
-
-/// What goes wrong with an attempt.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// The name.
-    #[error("cannot resolve the name: {0}")]
-    Resolve(io::Error),
-    /// No answer.
-    #[error("no answer within {}s", .0.as_secs())]
-    Timeout(Duration),
-    /// The operating system or the machine there.
-    #[error("{0}")]
-    Io(io::Error),
-    /// The connection was refused or broke.
-    #[error("{0}")]
-    Closed(Closed),
-}
-
-impl Fault {
-    /// Whether nobody listens there.
-    fn is_nobody(&self) -> bool {
-        matches!(self, Self::Resolve(_) | Self::Io(_))
-    }
-}
-
-impl fmt::Display for Attempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.address)?;
-        if let Some(remote) = self.remote
-            && remote.to_string() != self.address
-        {
-            write!(f, " ({remote})")?;
-        }
-        if let Some(transport) = self.transport {
-            write!(f, " over {transport}")?;
-        }
-        write!(f, ": {}", self.fault)
-    }
-}
-
-/// No address answered.
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
-    /// There was none to try.
-    #[error("no address to connect to")]
-    NoAddress,
-    /// Every attempt, in order.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Failed(Vec<Attempt>),
-}
-
-impl DialError {
-    /// Whether a peer was reached and a certificate was refused, by either side.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        let Self::Failed(attempts) = self else {
-            return false;
-        };
-        attempts.iter().any(|attempt| {
-            matches!(
-                attempt.fault,
-                Fault::Closed(Closed::Certificate(_) | Closed::Peer(_))
-            )
-        })
-    }
 }
 
 /// An established connection. It ends when this, all its channels and all its calls have been dropped.
