@@ -5,10 +5,11 @@ use std::{env, error::Error, fmt::Write as _, fs, path::Path};
 use prost::Message as _;
 use prost_reflect::DescriptorPool;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "nexus/agent/v1/agent.proto",
     "nexus/agent/v1/record.proto",
     "nexus/agent/v1/trust.proto",
+    "nexus/helper/v1/helper.proto",
     "nexus/operator/v1/operator.proto",
     "nexus/store/v1/store.proto",
 ];

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use nexus_pki::{files, tls::LiveLeaf};
+use nexus_pki::{files, merkle::Target, tls::LiveLeaf};
 use nexus_proto::{
     ids::Lane,
     limits,
@@ -34,7 +34,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     exec::{self, Executor, leftover},
-    identity::{self, Enrolment, IdentityError, Member, StateFolder},
+    helper::{self, Delegate, Use},
+    identity::{self, AsOwner, Enrolment, IdentityError, Member, StateFolder},
     inventory::{self, Inventory, InventoryConfig, Wanted},
     ledger::Ledger,
     memory,
@@ -58,11 +59,14 @@ const TIDY_CODE_FIRST: u64 = 2;
 /// How long results may take to reach the collector once everything else has stopped.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// Enrols with a token; returns what to tell the user.
+/// Enrols with a token; returns what to tell the user. Root does it as the owner of the state folder, and pins what it
+/// got for the helper.
 pub fn enroll(config: &Config, token: &str, force: bool, clock: &Clock) -> Outcome<String> {
     let what = "enroll";
-    let folder = StateFolder::open(&config.state_dir).map_err(|error| fault(what, &error))?;
-    let token = identity::read_token(token).map_err(|error| fault(what, &error))?;
+    let failed = |error: IdentityError| fault(what, &error);
+    let token = identity::read_token(token).map_err(failed)?;
+    let owner = AsOwner::of(&config.state_dir).map_err(failed)?;
+    let folder = StateFolder::open(&config.state_dir).map_err(failed)?;
     let enrolment = Enrolment {
         token,
         name: config.name.clone(),
@@ -72,11 +76,59 @@ pub fn enroll(config: &Config, token: &str, force: bool, clock: &Clock) -> Outco
     };
     let member = runtime()?
         .block_on(identity::enrol(&folder, enrolment, clock.now()))
-        .map_err(|error| fault(what, &error))?;
-    Ok(format!(
+        .map_err(failed)?;
+    let mut told = format!(
         "enrolled as {} ({}) in {}",
         member.name, member.node, member.trust_domain
+    );
+    if owner.is_some() && config.helper.used != Use::Never {
+        drop(owner);
+        let own = member.target(folder.incarnation());
+        pin_member(config, &member, &own, false, clock)?;
+        told.push_str(", and pinned for the helper");
+    }
+    Ok(told)
+}
+
+/// Has the helper believe whom an enrolled agent believes, by a token that root was given; returns what to tell.
+pub fn pin(config: &Config, token: &str, clock: &Clock) -> Outcome<String> {
+    let what = "pin";
+    let failed = |error: IdentityError| fault(what, &error);
+    if !rustix::process::geteuid().is_root() {
+        let why = "only root can say whom the helper may believe";
+        return Err(Fault::new(what, why));
+    }
+    let token = identity::read_token(token).map_err(failed)?;
+    let (member, own) = {
+        let _owner = AsOwner::of(&config.state_dir).map_err(failed)?;
+        let member = Member::load(&config.state_dir).map_err(failed)?;
+        let incarnation = identity::incarnation(&config.state_dir).map_err(failed)?;
+        let incarnation = incarnation
+            .ok_or_else(|| failed(IdentityError::NotEnrolled(config.state_dir.clone())))?;
+        let own = member.target(incarnation);
+        (member, own)
+    };
+    identity::check_held(&member, &token, clock.now()).map_err(failed)?;
+    pin_member(config, &member, &own, true, clock)?;
+    Ok(format!(
+        "the helper runs jobs for {} ({}) in {}: those that are signed {} minutes from now or later",
+        member.name,
+        member.node,
+        member.trust_domain,
+        limits::CLOCK_SKEW.as_secs() / 60
     ))
+}
+
+fn pin_member(
+    config: &Config,
+    member: &Member,
+    own: &Target,
+    used: bool,
+    clock: &Clock,
+) -> Outcome {
+    let folder = &config.helper.state_dir;
+    helper::pin::store(folder, member, own, clock.now()).map_err(|error| fault("pin", &error))?;
+    helper::begin_ledger(folder, used, clock)
 }
 
 /// Runs until told to stop.
@@ -89,7 +141,8 @@ pub fn run(config: &Config, clock: Clock) -> Outcome {
     result
 }
 
-fn runtime() -> Outcome<tokio::runtime::Runtime> {
+/// The one both of this program's daemons run on.
+pub(crate) fn runtime() -> Outcome<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -101,7 +154,11 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
     exec::mind_children().doing("watch children")?;
     let tasks = Tasks::new();
     Signals::catch().doing("catch signals")?.govern(&tasks);
-    let executor = Arc::new(exec::Starter::default());
+    let executor = Arc::new(Delegate::new(
+        config.helper.used,
+        &config.helper.socket,
+        &tasks,
+    ));
     let parts = Parts::assemble(config, executor, &clock, &tasks)?;
     let Parts {
         spool,
@@ -234,6 +291,7 @@ impl Parts {
                 spool: Arc::clone(&spool),
                 executor,
                 scripts,
+                policy: config.helper.policy.clone(),
                 clock: clock.clone(),
                 tasks: tasks.clone(),
                 troubles: Arc::clone(&troubles),
@@ -418,7 +476,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// Without a service manager there is nobody to tell.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
+pub(crate) fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager was not told");
     }

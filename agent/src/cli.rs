@@ -1,12 +1,12 @@
-//! The command line: `nexus-agent enroll | run | check-config | config | version`.
+//! The command line: `nexus-agent enroll | pin | run | helper | check-config | config | version`.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use nexus_runtime::{
     clock::Clock,
     command_line::{self, Ending, Program, SourceArgs, print, say},
-    fault::{Doing as _, Outcome},
+    fault::{Doing as _, Fault, Outcome},
     log,
     settings::{self, Strictness},
 };
@@ -14,6 +14,8 @@ use nexus_runtime::{
 use crate::{
     agent,
     config::{self, Config},
+    helper,
+    local_policy::{self, PolicyError},
 };
 
 const PROGRAM: Program = Program {
@@ -44,8 +46,16 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Has the helper believe whom the agent here believes; for an agent that enrolled before there was a helper
+    Pin {
+        /// A join token of `nexusctl token create`, which is not used up; @FILE, or - as for enroll
+        #[arg(value_name = "TOKEN")]
+        token: String,
+    },
     /// Runs the agent
     Run,
+    /// Runs the helper: as root and without a network, it runs jobs for an agent that is not root
+    Helper,
     /// Checks the configuration without doing anything
     CheckConfig,
     /// Prints the configuration in force, or all defaults
@@ -83,23 +93,49 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
                 .doing("set up the log")?;
             say(&agent::enroll(&config, &token, force, &Clock::system())?);
         }
-        Command::Run => {
-            // Config and binary are rolled out separately: what this version does not know does not stop it.
-            let loaded = cli.sources.load(PROGRAM, Strictness::Warn)?;
-            let config = Config::from_settings(&loaded.settings)?;
-            log::init(config.log_format, &log::ours_at(tracing::Level::INFO))
+        Command::Pin { token } => {
+            let config = configure(&cli.sources, Strictness::Refuse)?;
+            log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
                 .doing("set up the log")?;
-            for warning in &loaded.warnings {
-                tracing::warn!("configuration: {warning}");
-            }
-            agent::run(&config, Clock::system())?;
+            say(&agent::pin(&config, &token, &Clock::system())?);
+        }
+        Command::Helper => {
+            let config = daemon(&cli.sources)?;
+            let file = cli.sources.config.as_deref();
+            let file = file.unwrap_or(Path::new(config::FILE));
+            helper::run(&config, file, Clock::system())?;
+        }
+        Command::Run => {
+            agent::run(&daemon(&cli.sources)?, Clock::system())?;
         }
         Command::CheckConfig => {
-            configure(&cli.sources, Strictness::Refuse)?;
+            let config = configure(&cli.sources, Strictness::Refuse)?;
+            check_policy(&config)?;
             say("the configuration is valid");
         }
     }
     Ok(())
+}
+
+/// The settings of a program that stays, with its log set up. Config and binary are rolled out separately: what this
+/// version does not know does not stop it.
+fn daemon(args: &SourceArgs) -> Outcome<Config> {
+    let loaded = args.load(PROGRAM, Strictness::Warn)?;
+    let config = Config::from_settings(&loaded.settings)?;
+    log::init(config.log_format, &log::ours_at(tracing::Level::INFO)).doing("set up the log")?;
+    for warning in &loaded.warnings {
+        tracing::warn!("configuration: {warning}");
+    }
+    Ok(config)
+}
+
+/// A machine without a helper needs no policy of its own.
+fn check_policy(config: &Config) -> Outcome {
+    match local_policy::load(&config.helper.policy, 0) {
+        Ok(_) | Err(PolicyError::Missing(_)) => Ok(()),
+        Err(PolicyError::Faults(faults)) => Err(Fault::new("local policy", faults).usage()),
+        Err(error) => Err(Fault::because("local policy", &error).usage()),
+    }
 }
 
 fn configure(args: &SourceArgs, strictness: Strictness) -> Outcome<Config> {

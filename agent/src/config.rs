@@ -11,7 +11,10 @@ use nexus_runtime::{
 };
 use nexus_transport::Mode;
 
-use crate::spool::{LaneConfig, SpoolConfig};
+use crate::{
+    helper::{HelperConfig, Use},
+    spool::{LaneConfig, SpoolConfig},
+};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub const FILE: &str = "/etc/nexus/agent.toml";
@@ -110,6 +113,41 @@ pub const KEYS: &[Key] = &[
         about: "from TERM to KILL for a job that is stopped",
     },
     Key {
+        name: "helper.use",
+        kind: Kind::Choice(&["auto", "always", "never"]),
+        default: "auto",
+        unit: "",
+        about: "whether jobs are run by nexus-agent-helper, as root; auto: when its socket is there, as the agent's own user otherwise",
+    },
+    Key {
+        name: "helper.socket",
+        kind: Kind::Path,
+        default: "/run/nexus/helper.sock",
+        unit: "path",
+        about: "where the helper listens, unless its service manager passes it a socket",
+    },
+    Key {
+        name: "helper.user",
+        kind: Kind::Text,
+        default: "nexus-agent",
+        unit: "",
+        about: "the user the agent runs as: the helper serves nobody else",
+    },
+    Key {
+        name: "helper.state_dir",
+        kind: Kind::Path,
+        default: "/var/lib/nexus/helper",
+        unit: "path",
+        about: "the folder with everything the helper must keep; root's own",
+    },
+    Key {
+        name: "policy",
+        kind: Kind::Path,
+        default: "/etc/nexus/policy.toml",
+        unit: "path",
+        about: "who may run what as which user on this machine; without it the helper runs nothing, and an agent without a helper what the fleet's operators sign",
+    },
+    Key {
         name: "shutdown.timeout",
         kind: Kind::Duration,
         default: "10s",
@@ -148,6 +186,8 @@ pub struct Config {
     pub concurrency: usize,
     /// From TERM to KILL.
     pub kill_grace: Duration,
+    /// Who runs jobs as root.
+    pub helper: HelperConfig,
     /// How long shutdown waits.
     pub shutdown_timeout: Duration,
     /// Of the log.
@@ -194,6 +234,14 @@ impl Config {
             },
             concurrency: settings.count("exec.concurrency"),
             kill_grace: settings.duration("exec.kill_grace"),
+            helper: HelperConfig {
+                used: Use::parse(settings.text("helper.use"))
+                    .ok_or_else(|| bad(settings, "helper.use", "no such choice"))?,
+                socket: settings.path("helper.socket").to_owned(),
+                user: settings.text("helper.user").to_owned(),
+                state_dir: settings.path("helper.state_dir").to_owned(),
+                policy: settings.path("policy").to_owned(),
+            },
             shutdown_timeout: settings.duration("shutdown.timeout"),
             log_format: settings
                 .text("log.format")

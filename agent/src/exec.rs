@@ -6,17 +6,21 @@
 //! its group has been dealt with, so that the group's number cannot meanwhile be another's.
 
 mod capture;
+mod child;
 pub mod leftover;
 mod process;
 mod starter;
-mod users;
+pub mod users;
 
 use std::{fmt, io, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use nexus_proto::{
+    agent::v1::TrustUpdate,
+    ids::RunKey,
     job::Action,
     record::{OutputStream, RunOutcome},
+    time::Timestamp,
 };
 use rustix::process::Signal;
 use tokio::{
@@ -56,6 +60,17 @@ pub struct Plan {
     pub stop_grace: Duration,
 }
 
+/// Why something is to run: for an executor that believes nobody but those who signed it.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Which execution.
+    pub run: RunKey,
+    /// The encoded dispatch.
+    pub dispatch: Bytes,
+    /// Who may sign, as far as this agent knows.
+    pub trust: TrustUpdate,
+}
+
 /// Why a run is stopped before its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
@@ -80,6 +95,16 @@ pub struct Piece {
 pub trait Sink: Send {
     /// Takes one.
     fn take(&mut self, piece: Piece) -> bool;
+
+    /// Whether the program is to wait before it writes more.
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    /// Resolves when it is worth to ask again. Cancel-safe.
+    fn room(&self) -> Boxed<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl<F: FnMut(Piece) -> bool + Send> Sink for F {
@@ -112,6 +137,17 @@ pub struct Ending {
     pub produced: [u64; 2],
     /// Of that, not kept.
     pub dropped: [u64; 2],
+    /// When, if it was seen by somebody who says so.
+    pub at: Option<Timestamp>,
+}
+
+/// How far an execution came before its executor let go of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// It is over.
+    Over(Ending),
+    /// It goes on without this agent, which stops.
+    GoesOn,
 }
 
 /// Makes ends of children visible, whoever started the agent: one that was started with SIGCHLD ignored would get no
@@ -124,10 +160,32 @@ pub fn mind_children() -> std::io::Result<()> {
 /// A future behind a trait.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What executes the jobs of an agent: [`Starter`] on this host.
+/// What executes the jobs of an agent: [`Starter`] as this process's user, [`crate::helper::Delegate`] as root.
 pub trait Executor: fmt::Debug + Send + Sync {
     /// Starts a job's program. After [`StartError::Hangs`] nobody can tell whether it will have run for a moment.
-    fn start(&self, plan: Plan) -> Boxed<'_, Result<Box<dyn Executing>, StartError>>;
+    /// When `stop` resolves it is not waited for any longer.
+    fn start(
+        &self,
+        order: Order,
+        plan: Plan,
+        stop: Boxed<'static, Stop>,
+    ) -> Boxed<'_, Result<Box<dyn Executing>, StartError>>;
+
+    /// Whether it asks this machine's policy itself.
+    fn judges(&self) -> bool {
+        false
+    }
+
+    /// Finds a run that an agent before this one has started; `None`: nobody knows of it, and it will not begin.
+    fn attach(&self, _run: RunKey) -> Boxed<'_, Option<Box<dyn Executing>>> {
+        Box::pin(std::future::ready(None))
+    }
+
+    /// The report of a run is durable.
+    fn reported(&self, _run: RunKey) {}
+
+    /// Who may sign has changed.
+    fn trust(&self, _update: TrustUpdate) {}
 }
 
 /// What an [`Executor`] has started.
@@ -139,13 +197,28 @@ pub trait Executing: Send {
         self: Box<Self>,
         sink: Box<dyn Sink>,
         stop: Boxed<'static, Stop>,
-    ) -> Boxed<'static, io::Result<Ending>>;
+    ) -> Boxed<'static, io::Result<End>>;
 }
 
 impl Executor for Starter {
-    fn start(&self, plan: Plan) -> Boxed<'_, Result<Box<dyn Executing>, StartError>> {
+    fn start(
+        &self,
+        _order: Order,
+        plan: Plan,
+        _stop: Boxed<'static, Stop>,
+    ) -> Boxed<'_, Result<Box<dyn Executing>, StartError>> {
+        self.start_plan(plan)
+    }
+}
+
+impl Starter {
+    /// Starts a program for whoever follows it.
+    pub(crate) fn start_plan(
+        &self,
+        plan: Plan,
+    ) -> Boxed<'_, Result<Box<dyn Executing>, StartError>> {
         Box::pin(async {
-            let execution = Self::start(self, plan).await?;
+            let execution = self.start(plan).await?;
             Ok(Box::new(execution) as Box<dyn Executing>)
         })
     }
@@ -158,10 +231,10 @@ impl Executing for Execution {
 
     fn finish(
         self: Box<Self>,
-        mut sink: Box<dyn Sink>,
+        sink: Box<dyn Sink>,
         stop: Boxed<'static, Stop>,
-    ) -> Boxed<'static, io::Result<Ending>> {
-        Box::pin(Self::finish(*self, move |piece| sink.take(piece), stop))
+    ) -> Boxed<'static, io::Result<End>> {
+        Box::pin(async move { Self::finish(*self, sink, stop).await.map(End::Over) })
     }
 }
 
@@ -182,24 +255,21 @@ impl Execution {
     /// Waits for its end, passing on its output. When `cancelled` resolves (with why), it is stopped.
     pub async fn finish(
         self,
-        sink: impl Sink + 'static,
+        sink: Box<dyn Sink>,
         cancelled: impl Future<Output = Stop>,
     ) -> io::Result<Ending> {
         let Self { mut running, plan } = self;
         let begun = Instant::now();
-        let mut capture = Capture::new(
-            running.take_output(),
-            plan.output_limit_bytes,
-            Box::new(sink),
-        );
+        let mut capture = Capture::new(running.take_output(), plan.output_limit_bytes, sink);
         let stdin = running.feed();
         let mut stopped: Option<(RunOutcome, String)> = None;
+        let mut flowing = true;
         {
             let mut deadline = begun.checked_add(plan.timeout).unwrap_or(begun);
-            let mut pump = std::pin::pin!(capture.pump());
+            let mut pump = std::pin::pin!(capture.pump(true));
             let mut stdin = std::pin::pin!(stdin);
             let mut cancelled = std::pin::pin!(cancelled);
-            let (mut flowing, mut feeding, mut killed) = (true, true, false);
+            let (mut feeding, mut killed) = (true, false);
             loop {
                 tokio::select! {
                     () = running.exited() => break,
@@ -224,14 +294,15 @@ impl Execution {
                     }
                 }
             }
-            if stopped.is_some() {
-                running.signal_group(Signal::KILL);
-            }
-            if flowing && timeout(STRAYS, &mut pump).await.is_err() {
-                running.signal_group(Signal::KILL);
-                // What left the group and still holds the pipe is not waited for.
-                timeout(STRAYS, &mut pump).await.ok();
-            }
+        }
+        if stopped.is_some() {
+            running.signal_group(Signal::KILL);
+        }
+        // What is left in the pipes is read whether there is room or not: nobody waits for it any more.
+        if flowing && timeout(STRAYS, capture.pump(false)).await.is_err() {
+            running.signal_group(Signal::KILL);
+            // What left the group and still holds the pipe is not waited for.
+            timeout(STRAYS, capture.pump(false)).await.ok();
         }
         capture.flush();
         let (exit_code, signal) = running.reap().await?;
@@ -250,6 +321,7 @@ impl Execution {
             reason,
             produced: capture.produced(),
             dropped: capture.dropped(),
+            at: None,
         })
     }
 }

@@ -14,6 +14,7 @@
 mod counter;
 mod enrol;
 mod member;
+mod owner;
 mod renew;
 
 use std::{
@@ -38,9 +39,11 @@ use nexus_proto::ids::{IdError, Incarnation};
 use nexus_transport::DialError;
 use rustix::fs::FlockOperation;
 
+pub(crate) use self::member::{place, replace};
 pub use self::{
-    enrol::{Enrolment, enrol, read_token},
+    enrol::{Enrolment, check_held, enrol, read_token},
     member::{Addresses, Member, Trust, told},
+    owner::AsOwner,
     renew::{RenewalClock, renew, renew_expired},
 };
 
@@ -130,6 +133,15 @@ pub enum IdentityError {
     /// An id.
     #[error("the collector's answer cannot be trusted")]
     Id(#[from] IdError),
+    /// Root cannot act as the folder's owner.
+    #[error("cannot act as the owner of {}", path.display())]
+    Owner {
+        /// The state folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// A key or a request.
     #[error("cannot make a key")]
     Csr(#[from] CsrError),
@@ -189,23 +201,12 @@ impl StateFolder {
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
         files::create_folder(path)?;
         let lock = lock(path)?;
-        let file = path.join(INCARNATION);
-        let incarnation = match fs::read_to_string(&file) {
-            Ok(text) => text.trim().parse().map_err(|_| IdentityError::Content {
-                path: file,
-                what: "incarnation",
-            })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let incarnation = match incarnation(path)? {
+            Some(incarnation) => incarnation,
+            None => {
                 let new = Incarnation::random();
                 files::write_private(path, INCARNATION, format!("{new}\n").as_bytes())?;
                 new
-            }
-            Err(source) => {
-                return Err(IdentityError::Io {
-                    action: "read",
-                    path: file,
-                    source,
-                });
             }
         };
         Ok(Self {
@@ -238,9 +239,29 @@ impl StateFolder {
     }
 }
 
+/// The life of a state folder, if it has begun.
+pub fn incarnation(folder: &Path) -> Result<Option<Incarnation>, IdentityError> {
+    let path = folder.join(INCARNATION);
+    match fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(incarnation) => Ok(Some(incarnation)),
+            Err(_) => Err(IdentityError::Content {
+                path,
+                what: "incarnation",
+            }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(IdentityError::Io {
+            action: "read",
+            path,
+            source,
+        }),
+    }
+}
+
 /// Holds a folder for this process until dropped.
 #[derive(Debug)]
-struct Lock(File);
+pub(crate) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
@@ -252,7 +273,8 @@ impl Drop for Lock {
     }
 }
 
-fn lock(folder: &Path) -> Result<Lock, IdentityError> {
+/// Takes a folder for this process.
+pub(crate) fn lock(folder: &Path) -> Result<Lock, IdentityError> {
     let path = folder.join(LOCK);
     let mut options = OpenOptions::new();
     let file = options

@@ -2,15 +2,16 @@
 //!
 //! Each run that was admitted has a task of its own. The order of writes is what the promises rest on:
 //! RECEIVED, then STARTED in the ledger (fsynced) before the program is executed; the report in the
-//! ledger before it is in the spool. At a start, a run that was started and not finished is reported
-//! `unknown`, after what is left of it has been killed; one that was only received is admitted again.
+//! ledger before it is in the spool. At a start, a run that was started and not finished goes on where a helper kept
+//! it, and is reported `unknown` otherwise, after what is left of it has been killed; one that was only received is
+//! admitted again.
 //!
 //! A run is *active* from its admission until its report is stored. As many as the agent has credit for are
 //! active at a time, but for those that were on their way when a connection broke: they are held until there
 //! is a place.
 
 mod execute;
-mod report;
+pub(crate) mod report;
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,7 @@ use bytes::Bytes;
 use nexus_pki::merkle::Target;
 use nexus_proto::{
     agent::v1 as wire,
-    ids::{JobId, Lane, RunKey},
+    ids::{JobId, Lane, NodeId, RunKey},
     record::{Body, RunOutcome},
     time::Timestamp,
 };
@@ -64,6 +65,8 @@ pub struct Surroundings {
     pub executor: Arc<dyn Executor>,
     /// The folder for scripts.
     pub scripts: PathBuf,
+    /// This machine's own policy.
+    pub policy: PathBuf,
     /// The time.
     pub clock: Clock,
     /// Owner of the runs' tasks.
@@ -314,16 +317,20 @@ impl Runs {
         }
     }
 
-    /// Reports a run whose end nobody saw, once nothing of it is left.
+    /// Who may sign has changed.
+    pub fn trust_changed(&self) {
+        let around = &self.0.around;
+        around.executor.trust(around.trust.documents());
+    }
+
+    /// Takes up a run that was begun by the agent before this one, or reports that nobody saw its end, once nothing of it is left.
     fn settle(&self, key: RunKey, expires: Timestamp, at: Timestamp, process: Option<Process>) {
-        let _halts = self.0.activate(key);
+        let halts = self.0.activate(key);
         let shared = Arc::clone(&self.0);
         self.0.around.tasks.spawn("settle", async move {
-            shared.kill_rest(&key, process.as_ref()).await;
-            let now = shared.around.clock.now();
-            let reason = "the agent ended while it ran".to_owned();
-            let report = ended(key, RunOutcome::Unknown, reason, at, now);
-            shared.report(key, expires, report).await;
+            if let Some(report) = shared.take_up(key, at, process, halts).await {
+                shared.report(key, expires, report).await;
+            }
             shared.done(&key);
         });
     }
@@ -406,13 +413,9 @@ impl Shared {
         keeps.note(kept, now, &self.around.spool)
     }
 
-    /// The run's name in its programs' environment: several agents may share a host.
+    /// Several agents may share a host.
     fn mark(&self, key: &RunKey) -> String {
-        let node = self.around.own.node;
-        format!(
-            "{node}/{}/{}/{}/{}",
-            key.job, key.occurrence, key.step, key.attempt
-        )
+        mark(self.around.own.node, key)
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -422,6 +425,14 @@ impl Shared {
     fn active(&self) -> MutexGuard<'_, BTreeMap<RunKey, watch::Sender<Option<Halt>>>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The run's name in its programs' environment.
+pub(crate) fn mark(node: NodeId, key: &RunKey) -> String {
+    format!(
+        "{node}/{}/{}/{}/{}",
+        key.job, key.occurrence, key.step, key.attempt
+    )
 }
 
 #[cfg(test)]

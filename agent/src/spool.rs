@@ -13,7 +13,6 @@ mod lane;
 mod marks;
 mod mend;
 mod open;
-mod ration;
 mod reader;
 mod segment;
 
@@ -36,7 +35,8 @@ use nexus_runtime::errors::chain;
 use tokio::sync::Notify;
 
 pub use self::{lane::LaneConfig, open::Finding};
-use self::{lane::LaneLog, mend::Bad, ration::Ration, reader::Reader};
+use self::{lane::LaneLog, mend::Bad, reader::Reader};
+use crate::ration::Ration;
 
 /// The file of what inventory is stored or on its way: a line `KIND HEX` each.
 const SECTIONS: &str = "sections";

@@ -140,7 +140,7 @@ pub struct Context {
     pub env: Vec<(String, String)>,
     /// Absolute working folder; `None`: the root folder.
     pub cwd: Option<String>,
-    /// User to run as; `None`: the one the agent runs as.
+    /// User to run as; `None`: root where the helper runs it, the agent's own user otherwise.
     pub user: Option<String>,
 }
 

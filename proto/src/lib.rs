@@ -33,6 +33,21 @@ pub mod agent {
     }
 }
 
+/// `nexus.helper.v1`: what an agent asks of the root helper beside it.
+pub mod helper {
+    #[allow(
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        unreachable_pub,
+        missing_docs,
+        reason = "generated"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("nexus.helper.v1");
+    }
+}
+
 /// `nexus.operator.v1`: what clients ask of a collector.
 pub mod operator {
     #[allow(
@@ -77,6 +92,9 @@ pub mod store {
 
 /// The protocol versions this build speaks, lowest and highest.
 pub const PROTOCOL: (u32, u32) = (1, 1);
+
+/// The versions of what agent and helper say to each other that this build speaks, lowest and highest.
+pub const HELPER_PROTOCOL: (u32, u32) = (1, 1);
 
 /// ALPN of gRPC over HTTP/3.
 pub const ALPN_H3: &[u8] = b"h3";

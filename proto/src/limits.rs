@@ -122,6 +122,23 @@ pub const RUN_OUTPUT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// broke with some under way.
 pub const CONCURRENT_RUNS: u32 = 16;
 
+/// Bytes of one frame between an agent and its helper: a dispatch, or a piece of output.
+pub const HELPER_FRAME_BYTES: usize = COLLECTOR_FRAME_BYTES;
+/// Connections to a helper at the same time.
+pub const HELPER_CONNECTIONS: usize = 32;
+/// How long a connection to a helper may take until it has asked for something.
+pub const HELPER_HELLO: Duration = Duration::from_secs(10);
+/// Pieces of output a helper sends before the first of them is taken.
+pub const HELPER_PIECES: usize = 8;
+/// Output of a run that a helper holds for its agent. A program that writes more waits, as at any full pipe.
+pub const HELPER_OUTPUT_BYTES: usize = 512 * 1024;
+/// A helper that nobody needs ends after this, when its socket is the service manager's.
+pub const HELPER_IDLE: Duration = Duration::from_secs(30);
+/// How long a helper keeps the output of a run that has ended for an agent that does not come for it.
+pub const HELPER_KEEPS: Duration = Duration::from_secs(3600);
+/// Bytes of a local policy.
+pub const LOCAL_POLICY_BYTES: usize = 256 * 1024;
+
 /// Bytes of an encoded certificate signing request.
 pub const CSR_BYTES: usize = 4096;
 /// Bytes of an encoded token.

@@ -383,7 +383,9 @@ impl Record {
 }
 
 impl Finished {
-    fn to_wire(&self) -> wire::RunFinished {
+    /// To the wire.
+    #[must_use]
+    pub fn to_wire(&self) -> wire::RunFinished {
         wire::RunFinished {
             run: Some(self.run.to_wire()),
             outcome: self.outcome.to_wire().into(),
@@ -399,7 +401,8 @@ impl Finished {
         }
     }
 
-    fn from_wire(finished: wire::RunFinished) -> Result<Self, RecordError> {
+    /// From the wire.
+    pub fn from_wire(finished: wire::RunFinished) -> Result<Self, RecordError> {
         check_reason("bytes of a run's reason", &finished.reason)?;
         let outcome = RunOutcome::from_wire(finished.outcome)?;
         match outcome {

@@ -26,13 +26,16 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// One that has not enrolled yet. `settings` are `KEY=VALUE`.
+    /// One that has not enrolled yet. `settings` are `KEY=VALUE`; it knows nothing of a helper or a policy of this host.
     #[must_use]
     pub fn new(dir: &Path, name: &str, settings: &[&str]) -> Self {
+        let policy = format!("policy={}", dir.join("policy.toml").display());
+        let own = ["helper.use=never".to_owned(), policy];
+        let settings = settings.iter().map(|text| (*text).to_owned());
         Self {
             dir: dir.join(name),
             name: name.to_owned(),
-            settings: settings.iter().map(|text| (*text).to_owned()).collect(),
+            settings: own.into_iter().chain(settings).collect(),
             namespace: None,
             env: Vec::new(),
             process: None,

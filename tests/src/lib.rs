@@ -11,6 +11,7 @@ pub mod ctl;
 pub mod fault;
 pub mod figure;
 pub mod fleet;
+pub mod helper;
 pub mod hostile;
 pub mod page;
 pub mod poll;

@@ -26,6 +26,15 @@ mod failing_disk;
 #[path = "interop/fake_clock.rs"]
 mod fake_clock;
 #[cfg(test)]
+#[path = "interop/helper.rs"]
+mod helper;
+#[cfg(test)]
+#[path = "interop/helper_scene.rs"]
+mod helper_scene;
+#[cfg(test)]
+#[path = "interop/helper_socket.rs"]
+mod helper_socket;
+#[cfg(test)]
 #[path = "interop/interference.rs"]
 mod interference;
 #[cfg(test)]

@@ -51,19 +51,22 @@ impl Capture {
         }
     }
 
-    /// Reads until both streams have ended. Nothing is lost when it is dropped before.
-    pub(super) async fn pump(&mut self) {
+    /// Reads until both streams have ended; `polite`: not while there is no room. Nothing is lost when it is dropped
+    /// before.
+    pub(super) async fn pump(&mut self, polite: bool) {
         while self.stdout.pipe.is_some() || self.stderr.pipe.is_some() {
             let due = [self.stdout.since, self.stderr.since]
                 .into_iter()
                 .flatten()
                 .min();
             let due = due.map(|since| since + FLUSH_AFTER);
+            let full = polite && self.keep.sink.is_full();
             tokio::select! {
                 biased;
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.flush(),
-                () = self.stdout.read(), if self.stdout.pipe.is_some() => {}
-                () = self.stderr.read(), if self.stderr.pipe.is_some() => {}
+                () = self.keep.sink.room(), if full => {}
+                () = self.stdout.read(), if !full && self.stdout.pipe.is_some() => {}
+                () = self.stderr.read(), if !full && self.stderr.pipe.is_some() => {}
             }
             self.stdout.settle(&mut self.keep);
             self.stderr.settle(&mut self.keep);

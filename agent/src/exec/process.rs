@@ -1,6 +1,7 @@
 //! Making the process, and waiting for it without giving its number back.
 
 use std::{
+    ffi::CString,
     fs::{self, OpenOptions},
     io::{self, Write as _},
     os::{
@@ -16,8 +17,7 @@ use bytes::Bytes;
 use nexus_pki::files;
 use nexus_proto::job::{Action, Context};
 use rustix::{
-    fs::{MemfdFlags, Mode},
-    io::FdFlags,
+    fs::MemfdFlags,
     process::{Pid, PidfdFlags, Signal},
 };
 use tokio::{
@@ -27,16 +27,15 @@ use tokio::{
 };
 
 use super::{
-    Identity, MARK, Plan, leftover,
-    users::{self, User},
+    Ending, Identity, MARK, Plan,
+    child::{self, Child as Becoming},
+    leftover,
+    users::{self, PASSWD, User},
 };
 
-const PASSWD: &str = "/etc/passwd";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Passed on from the agent's own environment; everything else stays with the agent.
 const INHERITED: [&str; 4] = ["PATH", "LANG", "TZ", "LC_ALL"];
-/// What a service's settings make of files, jobs would not expect.
-const UMASK: Mode = Mode::from_raw_mode(0o022);
 
 /// Why a program did not start.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +74,26 @@ pub enum StartError {
     #[error("no thread to start it")]
     Thread(#[source] io::Error),
     /// The agent may not become somebody else.
-    #[error("only an agent that runs as root can run something as `{0}`")]
+    #[error("without its helper, or root's rights, an agent cannot run something as `{0}`")]
     NotRoot(String),
+    /// The helper says no: nothing ran.
+    #[error("{0}")]
+    Refused(String),
+    /// The helper cannot: nothing ran.
+    #[error("{0}")]
+    Failed(String),
+    /// There is no way to the helper: nothing ran.
+    #[error("the helper cannot be reached")]
+    NoHelper(#[source] io::Error),
+    /// It is over already.
+    #[error("{}", .0.reason)]
+    Over(Box<Ending>),
+    /// Nobody can tell any more what became of it; nothing of it is left.
+    #[error("the helper lost it")]
+    Lost,
+    /// The agent stopped meanwhile; what became of it the next one asks for.
+    #[error("the agent stopped")]
+    Stopped,
 }
 
 pub(super) struct Running {
@@ -127,8 +144,9 @@ pub fn clean_scripts(dir: &Path) -> Result<(), files::FileError> {
     Ok(())
 }
 
-/// Blocks for as long as the file systems do. Within the runtime's context.
-pub(super) fn start(plan: &Plan) -> Result<Running, StartError> {
+/// Blocks for as long as the file systems do. Within the runtime's context. `network`: the namespace the program is to
+/// run in, when it is not this process's.
+pub(super) fn start(plan: &Plan, network: Option<&OwnedFd>) -> Result<Running, StartError> {
     let context = plan.action.context();
     let (user, other) = whose(context)?;
     let folder = context.cwd.as_deref().unwrap_or("/");
@@ -165,7 +183,6 @@ pub(super) fn start(plan: &Plan) -> Result<Running, StartError> {
     let mut command = Command::new(&program.path);
     command
         .args(&program.args)
-        .current_dir(folder)
         .env_clear()
         .envs(environment(plan, context, user.as_ref()))
         .stdin(if input.is_empty() {
@@ -175,11 +192,13 @@ pub(super) fn start(plan: &Plan) -> Result<Running, StartError> {
         })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    if let Some(user) = user.filter(|_| other) {
-        // As root this also drops the agent's supplementary groups.
-        command.uid(user.uid).gid(user.gid);
-    }
-    isolate(&mut command, program.memory.as_ref());
+    let becoming = Becoming {
+        network,
+        user: user.filter(|_| other).map(|user| (user.uid, user.gid)),
+        folder: CString::new(folder).map_err(|error| in_folder(error.into()))?,
+        keep_open: program.memory.as_ref(),
+    };
+    child::prepare(&mut command, becoming);
     let mut child = command.spawn().map_err(|source| StartError::Program {
         program: program.path.display().to_string(),
         source,
@@ -284,34 +303,6 @@ fn script(content: &[u8], args: &[String], plan: &Plan, other: bool) -> io::Resu
         file,
         memory,
     })
-}
-
-#[expect(
-    unsafe_code,
-    reason = "only between fork and exec can a process leave its parent's session"
-)]
-fn isolate(command: &mut Command, keep_open: Option<&OwnedFd>) {
-    let agent = rustix::process::getpid();
-    // The raw number, as the child's copy of the descriptor table has it.
-    let keep_open = keep_open.map(|fd| fd.as_raw_fd());
-    let prepare = move || {
-        rustix::process::setsid()?;
-        rustix::process::umask(UMASK);
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // An agent that died before the call above sends no signal any more.
-        if rustix::process::getppid() != Some(agent) {
-            return Err(io::ErrorKind::NotConnected.into());
-        }
-        if let Some(number) = keep_open {
-            // SAFETY: the descriptor was open when the process forked, and nothing closes it before exec.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
-            rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec only async-signal-safe calls are made: `setsid`, `umask`, `prctl`, `getppid`
-    // and `fcntl`, as bare system calls; nothing allocates, locks or unwinds.
-    unsafe { command.pre_exec(prepare) };
 }
 
 /// The kernel spares the agent when memory is short, not what it runs.

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{SyncSender, sync_channel},
@@ -42,6 +43,7 @@ pub struct Starter {
     pub(super) places: Arc<Semaphore>,
     idle: Idle,
     deadline: Duration,
+    network: Option<Arc<OwnedFd>>,
 }
 
 type Idle = Arc<Mutex<Vec<SyncSender<Request>>>>;
@@ -52,6 +54,7 @@ struct Request {
     reply: oneshot::Sender<Result<Running, StartError>>,
     place: OwnedSemaphorePermit,
     runtime: Handle,
+    network: Option<Arc<OwnedFd>>,
 }
 
 impl Default for Starter {
@@ -66,7 +69,15 @@ impl Starter {
             places: Arc::new(Semaphore::new(THREADS)),
             idle: Idle::default(),
             deadline,
+            network: None,
         }
+    }
+
+    /// Has programs run in this namespace of the network instead of the present one.
+    #[must_use]
+    pub fn in_network(mut self, namespace: OwnedFd) -> Self {
+        self.network = Some(Arc::new(namespace));
+        self
     }
 
     /// Starts a program. After [`StartError::Hangs`] nobody can tell whether it will have run for a moment.
@@ -99,6 +110,7 @@ impl Starter {
                 reply,
                 place,
                 runtime: Handle::current(),
+                network: self.network.clone(),
             })
         });
         handed_over.map_err(StartError::Thread)?;
@@ -129,9 +141,10 @@ impl Starter {
                     reply,
                     place,
                     runtime,
+                    network,
                 } = request;
                 let _context = runtime.enter();
-                if let Err(Ok(late)) = reply.send(process::start(&plan)) {
+                if let Err(Ok(late)) = reply.send(process::start(&plan, network.as_deref())) {
                     tracing::warn!(run = plan.mark, "a program started too late is killed");
                     late.signal_group(Signal::KILL);
                 }

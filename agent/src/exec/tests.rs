@@ -57,7 +57,7 @@ async fn run(plan: Plan, cancel: Option<Duration>) -> (Ending, Pieces) {
             hurried: false,
         }
     };
-    let ending = execution.finish(sink, cancelled).await.unwrap();
+    let ending = execution.finish(Box::new(sink), cancelled).await.unwrap();
     (ending, pieces)
 }
 
@@ -412,7 +412,10 @@ async fn a_start_that_hangs_is_given_up() {
     assert!(matches!(error, StartError::Hangs(_)), "{error}");
     let other = starter.start(plan(&dir, sh("exit 4"))).await.unwrap();
     let sink = |_| true;
-    let ending = other.finish(sink, std::future::pending()).await.unwrap();
+    let ending = other
+        .finish(Box::new(sink), std::future::pending())
+        .await
+        .unwrap();
     assert_eq!(ending.exit_code, Some(4));
     for _ in 1..4 {
         starter.start(hanging().0).await.unwrap_err();

@@ -2,21 +2,31 @@
 
 use std::path::{Path, PathBuf};
 
+/// Where they are.
+pub const PASSWD: &str = "/etc/passwd";
+
 /// One line of /etc/passwd.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct User {
-    pub(super) name: String,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) home: PathBuf,
-    pub(super) shell: String,
+pub struct User {
+    /// By which a user is known.
+    pub name: String,
+    /// The user's number.
+    pub uid: u32,
+    /// That of the user's group.
+    pub gid: u32,
+    /// The folder to begin in.
+    pub home: PathBuf,
+    /// What runs at a login.
+    pub shell: String,
 }
 
-pub(super) fn by_name(passwd: &Path, name: &str) -> std::io::Result<Option<User>> {
+/// The user of that name.
+pub fn by_name(passwd: &Path, name: &str) -> std::io::Result<Option<User>> {
     find(passwd, |user| user.name == name)
 }
 
-pub(super) fn by_uid(passwd: &Path, uid: u32) -> std::io::Result<Option<User>> {
+/// The first user of that number.
+pub fn by_uid(passwd: &Path, uid: u32) -> std::io::Result<Option<User>> {
     find(passwd, |user| user.uid == uid)
 }
 

@@ -159,6 +159,24 @@ fn verify(
     )
 }
 
+/// That an identity is what a token promises: of its fleet, with the signers it names. Needs no collector and costs the
+/// token no use.
+pub fn check_held(member: &Member, token: &Token, now: Timestamp) -> Result<(), IdentityError> {
+    let claims = token.claims();
+    if now >= claims.expires {
+        return Err(IdentityError::TokenExpired {
+            expires: claims.expires,
+            now,
+        });
+    }
+    let root = Root::pinned(member.root.der(), &claims.root_sha256)?;
+    let policy = member.trust.documents().policy.unwrap_or_default();
+    let policy = TrustedPolicy::establish(policy, &claims.policy_digest, &claims.trust_domain)?;
+    token.check_signed_by(&policy)?;
+    let at = member.leaf.not_before();
+    check_leaf(&member.leaf, &root, &claims.trust_domain, member.node, at)
+}
+
 /// That a certificate is this node's and the fleet's. The collector's clock decides on its dates: this
 /// machine's may be wrong, and each handshake judges them again.
 pub(super) fn check_leaf(

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -132,6 +132,19 @@ impl Trust {
         (held.policy.version(), expires)
     }
 
+    /// Both, as they were signed.
+    #[must_use]
+    pub fn documents(&self) -> wire::TrustUpdate {
+        let held = self.held();
+        wire::TrustUpdate {
+            policy: Some(held.policy.envelope().clone()),
+            freshness: held
+                .freshness
+                .as_ref()
+                .map(|(envelope, _)| envelope.clone()),
+        }
+    }
+
     /// Looks at both, and at what [`Trust::now`] makes of `wall`.
     pub fn with<T>(
         &self,
@@ -170,6 +183,34 @@ impl Trust {
         Ok(())
     }
 
+    /// Reads what [`Trust::store`] has written.
+    pub(crate) fn load(dir: &Path, trust_domain: &str) -> Result<Self, IdentityError> {
+        let policy = envelope(dir, "policy")?;
+        let freshness = passing(envelope(dir, "freshness"));
+        Self::believed(policy, freshness, trust_domain)
+    }
+
+    /// Takes a policy that was verified before.
+    fn believed(
+        policy: wire::Envelope,
+        freshness: Option<wire::Envelope>,
+        trust_domain: &str,
+    ) -> Result<Self, IdentityError> {
+        let digest = nexus_pki::sha256(&policy.payload);
+        let policy = TrustedPolicy::establish(policy, &digest, trust_domain)?;
+        Ok(Self::new(policy, freshness))
+    }
+
+    /// Writes both into a folder.
+    pub(crate) fn store(&self, dir: &Path) -> Result<(), IdentityError> {
+        let held = self.held();
+        files::write_private(dir, "policy", &held.policy.envelope().encode_to_vec())?;
+        if let Some((envelope, _)) = &held.freshness {
+            files::write_private(dir, "freshness", &envelope.encode_to_vec())?;
+        }
+        Ok(())
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -195,15 +236,7 @@ impl Held {
 impl Member {
     /// Reads `folder`/identity.
     pub fn load(folder: &Path) -> Result<Self, IdentityError> {
-        let dir = folder.join(FOLDER);
-        if !dir.exists() {
-            // A crash between the two renames of a replacement.
-            if folder.join(OLD_FOLDER).exists() {
-                rename(&folder.join(OLD_FOLDER), &dir)?;
-            } else {
-                return Err(IdentityError::NotEnrolled(folder.to_owned()));
-            }
-        }
+        let dir = place(folder)?;
         let leaf = Leaf::load(&dir)?;
         let root = Root::from_pem(&files::read_private(&dir.join("root.pem"))?)?;
         let name = text(&dir, "name")?.trim().to_owned();
@@ -238,9 +271,7 @@ impl Member {
         let node = leaf.spiffe().node().ok_or_else(|| {
             IdentityError::Answer(format!("{} is no agent's certificate", leaf.spiffe()))
         })?;
-        let digest = nexus_pki::sha256(&policy.payload);
-        let policy = TrustedPolicy::establish(policy, &digest, &trust_domain)?;
-        let trust = Arc::new(Trust::new(policy, freshness));
+        let trust = Arc::new(Trust::believed(policy, freshness, &trust_domain)?);
         Ok(Self {
             leaf,
             root,
@@ -264,32 +295,15 @@ impl Member {
 
     /// Writes `folder`/identity whole.
     pub(super) fn store(&self, folder: &Path) -> Result<(), IdentityError> {
-        let (new, old, dir) = (
-            folder.join(NEW_FOLDER),
-            folder.join(OLD_FOLDER),
-            folder.join(FOLDER),
-        );
-        remove_all(&new)?;
-        files::create_folder(&new)?;
-        self.leaf.save(&new)?;
-        files::write_private(&new, "root.pem", self.root.to_pem().as_bytes())?;
-        files::write_private(&new, "name", format!("{}\n", self.name).as_bytes())?;
-        let Addresses { enrolled, told } = &self.addresses;
-        files::write_private(&new, "enrolled", lines(enrolled).as_bytes())?;
-        files::write_private(&new, "addresses", lines(told).as_bytes())?;
-        let held = self.trust.held();
-        files::write_private(&new, "policy", &held.policy.envelope().encode_to_vec())?;
-        if let Some((envelope, _)) = &held.freshness {
-            files::write_private(&new, "freshness", &envelope.encode_to_vec())?;
-        }
-        drop(held);
-        remove_all(&old)?;
-        if dir.exists() {
-            rename(&dir, &old)?;
-        }
-        rename(&new, &dir)?;
-        sync(folder)?;
-        remove_all(&old)
+        replace(folder, |new| {
+            self.leaf.save(new)?;
+            files::write_private(new, "root.pem", self.root.to_pem().as_bytes())?;
+            files::write_private(new, "name", format!("{}\n", self.name).as_bytes())?;
+            let Addresses { enrolled, told } = &self.addresses;
+            files::write_private(new, "enrolled", lines(enrolled).as_bytes())?;
+            files::write_private(new, "addresses", lines(told).as_bytes())?;
+            self.trust.store(new)
+        })
     }
 
     /// Replaces key and certificate on disk.
@@ -305,6 +319,42 @@ impl Member {
             lines(told).as_bytes(),
         )?)
     }
+}
+
+/// Where the identity is in a folder of state.
+pub(crate) fn place(folder: &Path) -> Result<PathBuf, IdentityError> {
+    let dir = folder.join(FOLDER);
+    if !dir.exists() {
+        // A crash between the two renames of a replacement.
+        if folder.join(OLD_FOLDER).exists() {
+            rename(&folder.join(OLD_FOLDER), &dir)?;
+        } else {
+            return Err(IdentityError::NotEnrolled(folder.to_owned()));
+        }
+    }
+    Ok(dir)
+}
+
+/// Replaces the identity in a folder of state by what `fill` writes: whole, or not at all.
+pub(crate) fn replace(
+    folder: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), IdentityError>,
+) -> Result<(), IdentityError> {
+    let (new, old, dir) = (
+        folder.join(NEW_FOLDER),
+        folder.join(OLD_FOLDER),
+        folder.join(FOLDER),
+    );
+    remove_all(&new)?;
+    files::create_folder(&new)?;
+    fill(&new)?;
+    remove_all(&old)?;
+    if dir.exists() {
+        rename(&dir, &old)?;
+    }
+    rename(&new, &dir)?;
+    sync(folder)?;
+    remove_all(&old)
 }
 
 fn lines(addresses: &[String]) -> String {

@@ -1,6 +1,6 @@
 //! One admitted run: its wait for a time and a place, its program, its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use nexus_proto::{
@@ -20,8 +20,12 @@ use super::{
 };
 use crate::{
     admit,
-    exec::{Piece, Plan, StartError, Stop, leftover},
+    exec::{
+        End, Executing, Order, Piece, Plan, StartError, Stop, leftover,
+        users::{self, PASSWD},
+    },
     ledger::{Process, Stage},
+    local_policy::{self, PolicyError},
     spool::SpoolError,
 };
 
@@ -63,7 +67,11 @@ impl Shared {
             }
         };
         // Who may sign may have changed while it was held.
-        if let Err(reason) = self.still(&key, at) {
+        let dispatch = match self.still(&key, at) {
+            Ok(dispatch) => dispatch,
+            Err(reason) => return rejected(reason),
+        };
+        if let Err(reason) = self.allowed(job) {
             return rejected(reason);
         }
         let started = self.ledger().start(key, at);
@@ -82,9 +90,20 @@ impl Shared {
             scripts: around.scripts.clone(),
             stop_grace: around.stop_grace,
         };
-        let execution = match around.executor.start(plan).await {
+        let order = Order {
+            run: key,
+            dispatch,
+            trust: around.trust.documents(),
+        };
+        let stop = Box::pin(stop_of(halts.clone()));
+        let execution = match around.executor.start(order, plan, stop).await {
             Ok(execution) => execution,
-            Err(error @ StartError::Hangs(_)) => {
+            Err(StartError::Stopped) => return None,
+            Err(StartError::Refused(reason)) => return rejected(reason),
+            Err(StartError::Over(ending)) => {
+                return Some(finished(key, *ending, at, around.clock.now()));
+            }
+            Err(error @ (StartError::Hangs(_) | StartError::Lost)) => {
                 self.kill_rest(&key, None).await;
                 let now = around.clock.now();
                 let reason = chain(&error).to_string();
@@ -114,6 +133,42 @@ impl Shared {
         });
         let stored = around.spool.append(at, start);
         self.in_spool(&stored);
+        self.follow(key, execution, at, Some(process), halts).await
+    }
+
+    /// Takes up a run that the agent before this one has begun. `None`: the agent stopped, and the next one does.
+    pub(super) async fn take_up(
+        &self,
+        key: RunKey,
+        at: Timestamp,
+        process: Option<Process>,
+        halts: Halts,
+    ) -> Option<Finished> {
+        let mut stopping = halts.clone();
+        let attached = tokio::select! {
+            attached = self.around.executor.attach(key) => attached,
+            _ = stopping.wait_for(|halt| *halt == Some(Halt::Stopped)) => return None,
+        };
+        if let Some(execution) = attached {
+            tracing::info!(job = %key.job, "a run went on without the agent");
+            return self.follow(key, execution, at, process, halts).await;
+        }
+        self.kill_rest(&key, process.as_ref()).await;
+        let now = self.around.clock.now();
+        let reason = "the agent ended while it ran".to_owned();
+        Some(ended(key, RunOutcome::Unknown, reason, at, now))
+    }
+
+    /// Keeps what a program writes until it has ended.
+    async fn follow(
+        &self,
+        key: RunKey,
+        execution: Box<dyn Executing>,
+        at: Timestamp,
+        process: Option<Process>,
+        halts: Halts,
+    ) -> Option<Finished> {
+        let around = &self.around;
         let (spool, clock) = (Arc::clone(&around.spool), around.clock.clone());
         let sink = move |piece: Piece| {
             let Piece {
@@ -140,10 +195,14 @@ impl Shared {
             .finish(Box::new(sink), Box::pin(stop_of(halts)))
             .await;
         match ending {
-            Ok(ending) => Some(finished(key, ending, at, around.clock.now())),
+            Ok(End::Over(ending)) => Some(finished(key, ending, at, around.clock.now())),
+            Ok(End::GoesOn) => {
+                tracing::info!(job = %key.job, "a run goes on without the agent");
+                None
+            }
             Err(error) => {
                 let reason = format!("its end could not be seen: {error}");
-                self.kill_rest(&key, Some(&process)).await;
+                self.kill_rest(&key, process.as_ref()).await;
                 let now = around.clock.now();
                 Some(ended(key, RunOutcome::Unknown, reason, at, now))
             }
@@ -199,15 +258,36 @@ impl Shared {
         Ok(now)
     }
 
-    /// Judges a held dispatch once more, by what holds now; the reason why not.
-    fn still(&self, key: &RunKey, wall: Timestamp) -> Result<(), String> {
+    /// Whether this machine's policy lets the job run as the agent's own user, or whom it names. A helper asks it
+    /// itself; without one it counts where there is one.
+    fn allowed(&self, job: &Job) -> Result<(), String> {
+        let around = &self.around;
+        if around.executor.judges() {
+            return Ok(());
+        }
+        let policy = match local_policy::load(&around.policy, 0) {
+            Ok(policy) => policy,
+            Err(PolicyError::Missing(_)) => return Ok(()),
+            Err(error) => return Err(chain(&error).to_string()),
+        };
+        let own = || {
+            let uid = rustix::process::geteuid().as_raw();
+            let known = users::by_uid(Path::new(PASSWD), uid).unwrap_or(None);
+            known.map_or_else(|| uid.to_string(), |user| user.name)
+        };
+        let user = job.action.context().user.clone().unwrap_or_else(own);
+        policy.judge(job, &user)
+    }
+
+    /// Judges a held dispatch once more, by what holds now, and gives it back; or the reason why not.
+    fn still(&self, key: &RunKey, wall: Timestamp) -> Result<Bytes, String> {
         let held = match self.ledger().get(key).map(|run| run.stage.clone()) {
             Some(Stage::Received(dispatch)) => dispatch,
             _ => return Err("the ledger no longer holds it".to_owned()),
         };
-        let dispatch = wire::Dispatch::decode(held).map_err(|error| error.to_string())?;
+        let dispatch = wire::Dispatch::decode(held.clone()).map_err(|error| error.to_string())?;
         self.view(wall, |view| admit::admit(&dispatch, &view, |_| false))
-            .map(drop)
+            .map(|_| held)
             .map_err(|refused| chain(&refused.refusal).to_string())
     }
 }

@@ -33,6 +33,7 @@ impl Shared {
             }
             tokio::time::sleep(STORE_AGAIN).await;
         }
+        self.around.executor.reported(key);
         self.spool_report(key, encoded).await;
     }
 
@@ -58,7 +59,8 @@ impl Shared {
     }
 }
 
-pub(super) fn ended(
+/// A run that wrote nothing.
+pub(crate) fn ended(
     run: RunKey,
     outcome: RunOutcome,
     mut reason: String,
@@ -83,7 +85,8 @@ pub(super) fn ended(
     }
 }
 
-pub(super) fn finished(
+/// A run that was seen to its end.
+pub(crate) fn finished(
     run: RunKey,
     ending: Ending,
     started: Timestamp,
@@ -98,6 +101,12 @@ pub(super) fn finished(
         stderr_bytes,
         stdout_dropped_bytes,
         stderr_dropped_bytes,
-        ..ended(run, ending.outcome, ending.reason, started, finished)
+        ..ended(
+            run,
+            ending.outcome,
+            ending.reason,
+            started,
+            ending.at.unwrap_or(finished),
+        )
     }
 }

@@ -71,6 +71,7 @@ impl Node {
             spool: Arc::clone(&spool),
             executor: Arc::new(crate::exec::Starter::default()),
             scripts,
+            policy: self.dir.path().join("policy.toml"),
             clock: self.clock.clone(),
             tasks: tasks.clone(),
             troubles: Arc::clone(&troubles),

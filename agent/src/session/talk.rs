@@ -190,6 +190,7 @@ impl Control<'_> {
             return;
         }
         tracing::info!(policy_version, fresh_until = %expires, "the signer policy is up to date");
+        self.around.runs.trust_changed();
         let held = wire::TrustHeld {
             policy_version,
             freshness_expires_ms: expires.as_ms(),

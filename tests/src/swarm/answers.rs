@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 
 use bytes::Bytes;
 use nexus_agent::exec::{
-    Boxed, Ending, Executing, Executor, Identity, Piece, Plan, Sink, StartError, Stop,
+    Boxed, End, Ending, Executing, Executor, Identity, Order, Piece, Plan, Sink, StartError, Stop,
 };
 use nexus_proto::record::{OutputStream, RunOutcome};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,12 @@ pub struct Answers {
 }
 
 impl Executor for Answers {
-    fn start(&self, plan: Plan) -> Boxed<'_, Result<Box<dyn Executing>, StartError>> {
+    fn start(
+        &self,
+        _order: Order,
+        plan: Plan,
+        _stop: Boxed<'static, Stop>,
+    ) -> Boxed<'_, Result<Box<dyn Executing>, StartError>> {
         let answering = Answering {
             delay: self.delay.min(plan.timeout),
             output: self.output,
@@ -53,7 +58,7 @@ impl Executing for Answering {
         self: Box<Self>,
         mut sink: Box<dyn Sink>,
         stop: Boxed<'static, Stop>,
-    ) -> Boxed<'static, io::Result<Ending>> {
+    ) -> Boxed<'static, io::Result<End>> {
         Box::pin(async move {
             let (outcome, reason) = tokio::select! {
                 () = sleep(self.delay) => (RunOutcome::Exited, String::new()),
@@ -73,14 +78,15 @@ impl Executing for Answering {
                 kept += bytes;
             }
             let count = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
-            Ok(Ending {
+            Ok(End::Over(Ending {
                 outcome,
                 exit_code: (outcome == RunOutcome::Exited).then_some(0),
                 signal: None,
                 reason,
                 produced: [count(self.output), 0],
                 dropped: [count(self.output - kept), 0],
-            })
+                at: None,
+            }))
         })
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use nexus_agent::{
     agent::Parts,
     config::Config,
+    helper::HelperConfig,
     identity::{self, Enrolment, IdentityError, Member, StateFolder},
     inventory::{self, InventoryConfig},
     runs::Runs,
@@ -52,6 +53,7 @@ pub(super) fn config(params: &Params, number: usize) -> Config {
         },
         concurrency: 4,
         kill_grace: Duration::from_secs(10),
+        helper: HelperConfig::default(),
         shutdown_timeout: Duration::from_secs(5),
         log_format: log::Format::Text,
     }

@@ -166,7 +166,7 @@ impl Folder {
         self.write("collector.toml", &text)
     }
 
-    /// An agent's configuration.
+    /// An agent's configuration. A helper that this host has is another agent's.
     pub(super) fn write_agent_config(
         &self,
         number: u32,
@@ -174,7 +174,7 @@ impl Folder {
         endpoints: &Endpoints,
     ) -> Outcome {
         let text = format!(
-            "state_dir = {}\nname = {}\naddresses = [{}]\n",
+            "state_dir = {}\nname = {}\naddresses = [{}]\n\n[helper]\nuse = \"never\"\n",
             quoted(&self.agent_dir(number).to_string_lossy()),
             quoted(name),
             quoted(&endpoints.agents),

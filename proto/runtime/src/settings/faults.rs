@@ -48,8 +48,9 @@ fn prefix(key: &str) -> String {
 }
 
 impl Fault {
-    /// Quotes of what was written there may hold line ends, which would make several mistakes of one.
-    pub(super) fn new(origin: Origin, key: &str, why: impl Into<String>) -> Self {
+    /// A mistake. Quotes of what was written there may hold line ends, which would make several mistakes of one.
+    #[must_use]
+    pub fn new(origin: Origin, key: &str, why: impl Into<String>) -> Self {
         Self {
             origin,
             key: one_line(key),

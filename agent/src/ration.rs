@@ -1,4 +1,4 @@
-//! How many events of one kind are stored, when anybody can cause them.
+//! How often something is told that anybody can cause.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ const BURST: u32 = 20;
 const SPAN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-pub(super) struct Ration {
+pub(crate) struct Ration {
     begun: Timestamp,
     given: u32,
     withheld: u64,
@@ -17,7 +17,7 @@ pub(super) struct Ration {
 
 impl Ration {
     /// Whether one more is stored, and how many were not since the last one that was.
-    pub(super) fn take(&mut self, now: Timestamp) -> Option<u64> {
+    pub(crate) fn take(&mut self, now: Timestamp) -> Option<u64> {
         // A clock that went back begins anew as well.
         if now < self.begun || now >= self.begun.after(SPAN) {
             self.begun = now;
