@@ -43,7 +43,7 @@ impl Split {
         let log = self.fleet.dir().join("run.log");
         let args = ["run", "--yes", "--all", "--", "sh", "-c", script];
         let job = self.fleet.ctl.start(&args, &log).await.unwrap();
-        let running = "SELECT job FROM runs WHERE state = 'running'";
+        let running = "SELECT node FROM runs WHERE state = 'running'";
         let begun = self
             .fleet
             .eventually(running, |rows| !rows.is_empty())
@@ -318,7 +318,7 @@ async fn all_output_comes_through_and_a_run_can_be_ended() {
     split.appears("trapped").await;
     let jobs = split
         .fleet
-        .query("SELECT job FROM runs WHERE state = 'running'")
+        .query("SELECT job_id AS job FROM runs WHERE state = 'running'")
         .await
         .unwrap();
     let id = jobs[0]["job"].as_str().unwrap();
