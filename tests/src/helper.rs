@@ -68,10 +68,10 @@ impl Helper {
     }
 
     /// An agent of the user it serves, which has not enrolled yet.
-    pub fn agent(&self, name: &str) -> Outcome<Agent> {
+    pub fn agent(&self, name: &str, more: &[&str]) -> Outcome<Agent> {
         let settings = self.settings();
         let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        settings.push("interval=1s");
+        settings.extend(more);
         let agent = Agent::new(&self.dir, name, &settings);
         fs::create_dir_all(agent.dir()).map_err(Fault::io("make a folder"))?;
         fs::set_permissions(agent.dir(), Permissions::from_mode(0o700))

@@ -22,6 +22,7 @@ use crate::{
     fault::{Fault, Outcome},
     figure::Figure,
     fleet::Fleet,
+    helper::Helper,
     port,
     process::Process,
     programs::Programs,
@@ -54,27 +55,26 @@ LoadPlugin csv
 struct Subject {
     name: &'static str,
     program: std::path::PathBuf,
-    id: u32,
+    ids: Vec<u32>,
     before: Duration,
     wire_before: u64,
 }
 
 impl Subject {
     fn cpu_time(&self) -> Duration {
-        usage::family(self.id)
-            .into_iter()
-            .map(usage::cpu_time)
-            .sum()
+        self.family().map(usage::cpu_time).sum()
     }
 
     fn resident_bytes(&self) -> u64 {
-        let family = usage::family(self.id).into_iter();
-        family.map(usage::resident_bytes).sum()
+        self.family().map(usage::resident_bytes).sum()
     }
 
     fn proportional_bytes(&self) -> u64 {
-        let family = usage::family(self.id).into_iter();
-        family.map(usage::proportional_bytes).sum()
+        self.family().map(usage::proportional_bytes).sum()
+    }
+
+    fn family(&self) -> impl Iterator<Item = u32> {
+        self.ids.iter().copied().flat_map(usage::family)
     }
 }
 
@@ -84,13 +84,18 @@ pub async fn run(span: Duration, churn: bool, say: &dyn Fn(&str)) -> Outcome<Vec
     let mut fleet = Fleet::new(&[]).await?;
     let target: SocketAddr = parse(&fleet.collector.endpoints().agents)?;
     let relay = Relay::to(target).await?;
-    let address = format!("addresses={}", relay.address());
-    fleet.add("host", &[&address]).await?;
-    fleet.connected("host").await?;
+    let helper = add_agent(&mut fleet, &format!("addresses={}", relay.address())).await?;
     let agent = fleet.agents.first().and_then(|agent| agent.id());
     let agent = agent.ok_or_else(|| Fault::new("the agent ended"))?;
+    let helper = helper.as_ref().and_then(Helper::id);
+    if helper.is_none() {
+        say("without the agent's helper, which only root can start");
+    }
     let own = Programs::built().await?.folder().join("nexus-agent");
     let mut subjects = vec![subject("nexus-agent", own, agent)];
+    if let Some(subject) = subjects.first_mut() {
+        subject.ids.extend(helper);
+    }
 
     let mut scraped = None;
     // What happens to the agent here does not happen to others.
@@ -143,7 +148,7 @@ pub async fn run(span: Duration, churn: bool, say: &dyn Fn(&str)) -> Outcome<Vec
     let settled = async { timeout(span, settled).await.ok() };
     let (scraped_bytes, settled, happened) =
         tokio::join!(scrape_for(scraped, span), settled, happened);
-    let params = params(span, happened?);
+    let params = params(span, happened?, subjects.first());
     let minutes = span.as_secs_f64() / 60.0;
     let mut figures = Vec::new();
     for subject in &subjects {
@@ -168,6 +173,10 @@ pub async fn run(span: Duration, churn: bool, say: &dyn Fn(&str)) -> Outcome<Vec
             cpu.as_secs_f64() / minutes,
             "seconds",
         ));
+        if let (Some(helper), "nexus-agent") = (helper, subject.name) {
+            let bytes = float(usage::proportional_bytes(helper));
+            figures.push(figure("helper_pss", bytes, "bytes"));
+        }
         if let (Some(settled), "nexus-agent") = (settled, subject.name) {
             let grown = float(subject.resident_bytes()) / float(settled.max(1)) - 1.0;
             figures.push(figure("rss_growth", grown, "ratio"));
@@ -186,10 +195,39 @@ pub async fn run(span: Duration, churn: bool, say: &dyn Fn(&str)) -> Outcome<Vec
     Ok(figures)
 }
 
-fn params(span: Duration, happened: Option<Happened>) -> Map<String, Value> {
+/// Enrols and starts what the packages start on a host: an agent with a user of its own and, which only root can start,
+/// its helper. Of the two the helper is started at a job and ends soon after; here it stays, and has run one.
+async fn add_agent(fleet: &mut Fleet, address: &str) -> Outcome<Option<Helper>> {
+    const NAME: &str = "host";
+    if !rustix::process::geteuid().is_root() {
+        fleet.add(NAME, &[address]).await?;
+        fleet.connected(NAME).await?;
+        return Ok(None);
+    }
+    let mut helper = Helper::new(fleet.dir())?;
+    let mut agent = helper.agent(NAME, &[address])?;
+    let token = fleet.token(&[]).await?;
+    agent.enroll(&token).await?;
+    helper.start().await?;
+    Helper::start_agent(&mut agent).await?;
+    fleet.agents.push(agent);
+    fleet.connected(NAME).await?;
+    let (said, _) = fleet.job(&["--all"], &["true"]).await?;
+    if said.code != 0 {
+        return Err(Fault::new(format!("a job failed: {}", said.err)));
+    }
+    Ok(Some(helper))
+}
+
+fn params(
+    span: Duration,
+    happened: Option<Happened>,
+    agent: Option<&Subject>,
+) -> Map<String, Value> {
     let mut params = json!({
         "seconds": span.as_secs_f64(),
         "interval_seconds": INTERVAL.as_secs_f64(),
+        "agent_processes": agent.map_or(0, |subject| subject.ids.len()),
     });
     if let (Some(happened), Some(params)) = (happened, params.as_object_mut()) {
         params.insert("sockets".to_owned(), happened.sockets.into());
@@ -203,7 +241,7 @@ fn subject(name: &'static str, program: std::path::PathBuf, id: u32) -> Subject 
     Subject {
         name,
         program,
-        id,
+        ids: vec![id],
         before: Duration::ZERO,
         wire_before: 0,
     }

@@ -20,7 +20,7 @@ impl Split {
     async fn new() -> Self {
         let mut fleet = Fleet::new(&[]).await.unwrap();
         let mut helper = Helper::new(fleet.dir()).unwrap();
-        let mut agent = helper.agent("alpha").unwrap();
+        let mut agent = helper.agent("alpha", &["interval=1s"]).unwrap();
         let token = fleet.token(&[]).await.unwrap();
         agent.enroll(&token).await.unwrap();
         helper.start().await.unwrap();
