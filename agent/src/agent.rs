@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -43,6 +44,7 @@ use crate::{
     sample::{SampleConfig, Sampler},
     session::{self, Keeper, Reach, State},
     spool::Spool,
+    status,
     trouble::{Storing, Troubles},
 };
 
@@ -186,11 +188,25 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
     );
     tasks.spawn_essential(
         "inventory",
-        watch_inventory(Arc::clone(&spool), wanted, troubles, clock, tasks.token()),
+        watch_inventory(
+            Arc::clone(&spool),
+            wanted,
+            troubles,
+            clock.clone(),
+            tasks.token(),
+        ),
     );
     tasks.spawn("tidy", tidy(tasks.token()));
     tasks.spawn("watchdog", watchdog(Arc::clone(&spool), tasks.token()));
-    tasks.spawn("status", status(state, tasks.token()));
+    tasks.spawn(
+        "status",
+        tell(
+            state,
+            config.state_dir.clone(),
+            clock.clone(),
+            tasks.token(),
+        ),
+    );
     notify(&[sd_notify::NotifyState::Ready]);
 
     tasks.shutdown_begun().await;
@@ -452,14 +468,21 @@ async fn watchdog(spool: Arc<Spool>, stop: CancellationToken) {
     }
 }
 
-/// Shows in `systemctl status` what became of the session.
-async fn status(mut state: watch::Receiver<State>, stop: CancellationToken) {
+/// Shows in `systemctl status` and `nexus-agent status` what became of the session.
+async fn tell(
+    mut state: watch::Receiver<State>,
+    folder: PathBuf,
+    clock: Clock,
+    stop: CancellationToken,
+) {
+    let mut told = String::new();
     loop {
-        let text = one_line(&match &*state.borrow_and_update() {
-            State::Away(reason) => format!("not connected: {reason}"),
-            State::Connected(to) => format!("connected to {to}"),
-        });
-        notify(&[sd_notify::NotifyState::Status(&text)]);
+        let text = one_line(&status::words(&state.borrow_and_update()));
+        if text != told {
+            notify(&[sd_notify::NotifyState::Status(&text)]);
+            status::keep(&folder, &text, clock.now());
+            told = text;
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = state.changed() => if changed.is_err() {

@@ -1,4 +1,4 @@
-//! The command line: `nexus-agent enroll | pin | run | helper | check-config | config | version`.
+//! The command line: `nexus-agent enroll | pin | run | helper | status | doctor | check-config | config | version`.
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
@@ -14,8 +14,9 @@ use nexus_runtime::{
 use crate::{
     agent,
     config::{self, Config},
-    helper,
+    doctor, helper,
     local_policy::{self, PolicyError},
+    status,
 };
 
 const PROGRAM: Program = Program {
@@ -56,6 +57,11 @@ enum Command {
     Run,
     /// Runs the helper: as root and without a network, it runs jobs for an agent that is not root
     Helper,
+    /// Says who this node is and what became of its session: exit code 0 when it has one, 1 when it has none
+    Status,
+    /// Tries all that a session and a job need and says in words what is wrong: exit code 0 when nothing keeps the agent
+    /// from working, 1 when something does
+    Doctor,
     /// Checks the configuration without doing anything
     CheckConfig,
     /// Prints the configuration in force, or all defaults
@@ -107,6 +113,27 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
         }
         Command::Run => {
             agent::run(&daemon(&cli.sources)?, Clock::system())?;
+        }
+        Command::Status => {
+            let config = configure(&cli.sources, Strictness::Refuse)?;
+            let (text, verdict) = status::report(&config, &Clock::system())?;
+            print(&text)?;
+            verdict?;
+        }
+        Command::Doctor => {
+            let config = configure(&cli.sources, Strictness::Refuse)?;
+            let found = doctor::examine(&config, &Clock::system())?;
+            let wrong = found.wrong();
+            for finding in found {
+                print(&format!("{finding}\n"))?;
+            }
+            if wrong > 0 {
+                let why = match wrong {
+                    1 => "one thing is wrong".to_owned(),
+                    more => format!("{more} things are wrong"),
+                };
+                return Err(Fault::new("doctor", why).into());
+            }
         }
         Command::CheckConfig => {
             let config = configure(&cli.sources, Strictness::Refuse)?;

@@ -48,6 +48,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
+pub(crate) use self::client::greet;
 pub use self::client::{Delegate, Use};
 use self::{
     pin::Pins,

@@ -133,6 +133,16 @@ pub enum IdentityError {
     /// An id.
     #[error("the collector's answer cannot be trusted")]
     Id(#[from] IdError),
+    /// Neither its owner nor root looks at the folder.
+    #[error("{} belongs to the user {owner}, and this is {own}", path.display())]
+    Foreign {
+        /// The state folder.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+        /// Who looks.
+        own: String,
+    },
     /// Root cannot act as the folder's owner.
     #[error("cannot act as the owner of {}", path.display())]
     Owner {
@@ -182,6 +192,7 @@ impl IdentityError {
             Self::TokenExpired { .. } => "check the clock, or ask for a new token",
             Self::Dial(_) => "see whether an address of the token can be reached on TCP from here",
             Self::Refused { hint, .. } => return hint.clone(),
+            Self::Foreign { owner, .. } => return Some(format!("run it as root, or as {owner}")),
             _ => return None,
         };
         Some(text.to_owned())
@@ -270,6 +281,26 @@ impl Drop for Lock {
         if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
             tracing::debug!(%error, "cannot unlock a folder");
         }
+    }
+}
+
+/// Whether an agent has the folder. Changes nothing.
+pub(crate) fn is_in_use(folder: &Path) -> Result<bool, IdentityError> {
+    let path = folder.join(LOCK);
+    let fail = |action, source| IdentityError::Io {
+        action,
+        path: path.clone(),
+        source,
+    };
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(fail("open", error)),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(fail("lock", error.into())),
     }
 }
 

@@ -17,7 +17,7 @@
 //! root's and nobody else can write them.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -127,6 +127,17 @@ fn read(path: &Path, owner: u32) -> Result<String, PolicyError> {
     let mut text = String::new();
     file.take(most).read_to_string(&mut text).map_err(fail)?;
     Ok(text)
+}
+
+/// What it comes to, after its path.
+impl fmt::Display for LocalPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.everything_denied, self.rules.len()) {
+            (true, _) | (false, 0) => f.write_str("denies everything"),
+            (false, 1) => f.write_str("has one rule that allows something"),
+            (false, count) => write!(f, "has {count} rules that allow something"),
+        }
+    }
 }
 
 impl LocalPolicy {

@@ -101,6 +101,25 @@ pub enum State {
     Connected(String),
 }
 
+/// What a member dials its collectors with.
+pub(crate) fn dial_tls(
+    live: &LiveLeaf,
+    member: &Member,
+    key_exchange: KeyExchange,
+    clock: &Clock,
+) -> Result<DialTls, TlsError> {
+    let admission = Admission::new(&member.root, &member.trust_domain);
+    let config = |alpn| tls::agent_client(live, &admission, key_exchange, alpn);
+    Ok(DialTls {
+        quic: config(Alpn::H3)?,
+        tcp: config(Alpn::H2)?,
+        judge: Some(Judge {
+            clock: clock.clone(),
+            admission,
+        }),
+    })
+}
+
 /// Keeps a session.
 pub struct Keeper {
     around: Surroundings,
@@ -112,17 +131,12 @@ pub struct Keeper {
 impl Keeper {
     /// Prepares TLS.
     pub fn new(around: Surroundings, reach: Reach) -> Result<Self, TlsError> {
-        let member = &around.member;
-        let admission = Admission::new(&member.root, &member.trust_domain);
-        let config = |alpn| tls::agent_client(&around.live, &admission, reach.key_exchange, alpn);
-        let tls = DialTls {
-            quic: config(Alpn::H3)?,
-            tcp: config(Alpn::H2)?,
-            judge: Some(Judge {
-                clock: around.clock.clone(),
-                admission,
-            }),
-        };
+        let tls = dial_tls(
+            &around.live,
+            &around.member,
+            reach.key_exchange,
+            &around.clock,
+        )?;
         let (state, _) = watch::channel(State::Away("starting".to_owned()));
         Ok(Self {
             around,

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod bench;
 pub mod collector;
 pub mod ctl;
+pub mod doctor;
 pub mod fault;
 pub mod figure;
 pub mod fleet;

@@ -17,6 +17,9 @@ mod command_line;
 #[path = "e2e/demo.rs"]
 mod demo;
 #[cfg(test)]
+#[path = "e2e/doctor.rs"]
+mod doctor;
+#[cfg(test)]
 #[path = "e2e/endings.rs"]
 mod endings;
 #[cfg(test)]

@@ -17,6 +17,9 @@ mod damage;
 #[path = "interop/disk.rs"]
 mod disk;
 #[cfg(test)]
+#[path = "interop/doctor.rs"]
+mod doctor;
+#[cfg(test)]
 #[path = "interop/expiry.rs"]
 mod expiry;
 #[cfg(test)]

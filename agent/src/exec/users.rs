@@ -30,6 +30,15 @@ pub fn by_uid(passwd: &Path, uid: u32) -> std::io::Result<Option<User>> {
     find(passwd, |user| user.uid == uid)
 }
 
+/// As people know the user of that number on this machine.
+#[must_use]
+pub fn shown(uid: u32) -> String {
+    match by_uid(Path::new(PASSWD), uid) {
+        Ok(Some(user)) => user.name,
+        _ => format!("number {uid}"),
+    }
+}
+
 fn find(passwd: &Path, is: impl Fn(&User) -> bool) -> std::io::Result<Option<User>> {
     let text = std::fs::read(passwd)?;
     let text = String::from_utf8_lossy(&text);

@@ -168,31 +168,13 @@ impl Link {
 
     /// A connection on which the helper has said that it serves this agent.
     async fn reach(&self) -> io::Result<Frames> {
-        match timeout(limits::HELPER_HELLO, self.greet()).await {
-            Ok(greeted) => greeted,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
-    }
-
-    async fn greet(&self) -> io::Result<Frames> {
-        let mut frames = Frames::new(UnixStream::connect(&self.socket).await?);
-        let (protocol_min, protocol_max) = HELPER_PROTOCOL;
         let trust = self
             .trust
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let hello = wire::Hello {
-            protocol_min,
-            protocol_max,
-            trust,
-        };
-        ask(&mut frames, to_helper::Kind::Hello(hello)).await?;
-        match answer(&mut frames).await? {
-            from_helper::Kind::Welcome(_) => Ok(frames),
-            from_helper::Kind::Refused(refused) => Err(io::Error::other(refused.reason)),
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        }
+        let (frames, _) = greeted(&self.socket, trust).await?;
+        Ok(frames)
     }
 
     fn keep(&self, run: RunKey, frames: Frames) {
@@ -211,6 +193,34 @@ impl Link {
 
     fn over(&self) -> MutexGuard<'_, BTreeMap<RunKey, Frames>> {
         self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the helper says to the agent's user who has nothing to ask.
+pub(crate) async fn greet(socket: &Path) -> io::Result<wire::Welcome> {
+    let (_, welcome) = greeted(socket, None).await?;
+    Ok(welcome)
+}
+
+async fn greeted(socket: &Path, trust: Option<TrustUpdate>) -> io::Result<(Frames, wire::Welcome)> {
+    let greeting = async {
+        let mut frames = Frames::new(UnixStream::connect(socket).await?);
+        let (protocol_min, protocol_max) = HELPER_PROTOCOL;
+        let hello = wire::Hello {
+            protocol_min,
+            protocol_max,
+            trust,
+        };
+        ask(&mut frames, to_helper::Kind::Hello(hello)).await?;
+        match answer(&mut frames).await? {
+            from_helper::Kind::Welcome(welcome) => Ok((frames, welcome)),
+            from_helper::Kind::Refused(refused) => Err(io::Error::other(refused.reason)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    match timeout(limits::HELPER_HELLO, greeting).await {
+        Ok(greeted) => greeted,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 

@@ -68,11 +68,7 @@ async fn talk(works: &Works, frames: &mut Frames) -> Result<(), ServeError> {
     if let Some(update) = hello.trust {
         works.trust(update);
     }
-    send(
-        frames,
-        from_helper::Kind::Welcome(wire::Welcome { protocol }),
-    )
-    .await?;
+    send(frames, from_helper::Kind::Welcome(works.welcome(protocol))).await?;
     match next(frames).await? {
         None => Ok(()),
         Some(Kind::Start(start)) => match works.start(start.dispatch) {

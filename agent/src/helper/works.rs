@@ -21,6 +21,7 @@ use std::{
 use bytes::Bytes;
 use nexus_proto::{
     agent::v1 as wire,
+    helper::v1::Welcome,
     ids::RunKey,
     job::Job,
     limits,
@@ -41,6 +42,7 @@ use super::{
 use crate::{
     exec::{Boxed, Piece, Plan, Sink, StartError, Starter, Stop, leftover},
     ledger::{Ledger, LedgerError, Process, Stage},
+    local_policy,
     ration::Ration,
     runs::report::{ended, finished},
 };
@@ -136,6 +138,24 @@ impl Works {
         let (version, expires) = pin.trust.state();
         if (version, expires) != before {
             tracing::info!(policy_version = version, fresh_until = %expires, "the signer policy is up to date");
+        }
+    }
+
+    /// Whom it serves, and whether it would run anything.
+    pub(super) fn welcome(&self, protocol: u32) -> Welcome {
+        let around = &self.0.around;
+        let (node, unpinned) = match around.pins.current() {
+            Ok(pin) => (pin.own.node.to_string(), None),
+            Err(error) => (String::new(), Some(chain(&error).to_string())),
+        };
+        let refuses = unpinned.or_else(|| {
+            let policy = local_policy::load(&around.policy, around.policy_owner);
+            policy.err().map(|error| chain(&error).to_string())
+        });
+        Welcome {
+            protocol,
+            node,
+            refuses: refuses.unwrap_or_default(),
         }
     }
 

@@ -238,7 +238,11 @@ impl Member {
     pub fn load(folder: &Path) -> Result<Self, IdentityError> {
         let dir = place(folder)?;
         let leaf = Leaf::load(&dir)?;
-        let root = Root::from_pem(&files::read_private(&dir.join("root.pem"))?)?;
+        let path = dir.join("root.pem");
+        let root = Root::from_pem(&files::read_private(&path)?).map_err(|_| {
+            let what = "root certificate";
+            IdentityError::Content { path, what }
+        })?;
         let name = text(&dir, "name")?.trim().to_owned();
         // Whatever became of what a collector said, the agent can ask anew.
         let addresses = match lines_of(&dir, "enrolled") {

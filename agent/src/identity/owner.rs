@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use super::IdentityError;
+use crate::exec::users;
 
 /// The present thread, and those it starts, act as the owner of a folder until this is dropped.
 #[derive(Debug)]
@@ -25,22 +26,28 @@ pub struct AsOwner {
 }
 
 impl AsOwner {
-    /// `None`: nothing has to change, since this is not root or the folder is root's or not there yet.
+    /// `None`: nothing has to change, since this is the owner, or the folder is not there yet. Who is neither owner nor
+    /// root has no business there.
     pub fn of(path: &Path) -> Result<Option<Self>, IdentityError> {
         let fail = |source| IdentityError::Owner {
             path: path.to_owned(),
             source,
         };
-        if !rustix::process::geteuid().is_root() {
-            return Ok(None);
-        }
+        let own = rustix::process::geteuid();
         let metadata = match std::fs::symlink_metadata(path) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(fail(source)),
         };
-        if metadata.uid() == 0 {
+        if metadata.uid() == own.as_raw() {
             return Ok(None);
+        }
+        if !own.is_root() {
+            return Err(IdentityError::Foreign {
+                path: path.to_owned(),
+                owner: users::shown(metadata.uid()),
+                own: users::shown(own.as_raw()),
+            });
         }
         let acting = Self {
             path: path.to_owned(),
