@@ -58,6 +58,8 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(60);
 const TIDY_CODE: u64 = 60;
 /// By then the agent has started, connected, and told its inventory.
 const TIDY_CODE_FIRST: u64 = 2;
+/// How long a collector is waited for that is to be told of the agent's removal.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How long results may take to reach the collector once everything else has stopped.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -438,6 +440,35 @@ async fn tidy(stop: CancellationToken) {
             memory::give_back_code();
         }
     }
+}
+
+/// Tells the collector, as an event, that the agent is being removed from this machine.
+pub fn leave(config: &Config, clock: &Clock) -> Outcome {
+    let runtime = runtime()?;
+    let result = runtime.block_on(say_farewell(config, clock));
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+async fn say_farewell(config: &Config, clock: &Clock) -> Outcome {
+    let tasks = Tasks::new();
+    let executor = Arc::new(exec::Starter::default());
+    let parts = Parts::assemble(config, executor, clock, &tasks)?;
+    // No job begins any more.
+    parts.runs.stop().await;
+    let spool = parts.spool;
+    let message = "the agent is being removed from this machine";
+    spool
+        .event(clock.now(), "agent_removed", message)
+        .doing("store the event")?;
+    let hang_up = CancellationToken::new();
+    let session = parts.keeper.run(hang_up.clone());
+    tasks.spawn_essential("session", ended(session, hang_up.clone()));
+    let told = timeout(FAREWELL, flushed(&spool)).await;
+    hang_up.cancel();
+    tasks.shutdown(Duration::from_secs(1)).await;
+    spool.close().doing("close the spool")?;
+    told.map_err(|_| Fault::new("leave", "no collector took the message within five seconds"))
 }
 
 /// Resolves when the collector has all results.

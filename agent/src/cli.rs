@@ -70,8 +70,16 @@ enum Command {
         #[arg(long)]
         defaults: bool,
     },
+    /// Tells the collector that the agent is being removed from this machine
+    Leave,
     /// Prints the version
     Version,
+}
+
+/// The command line, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// The whole program.
@@ -85,6 +93,13 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
     match cli.command {
         Command::Version => {
             print(&format!("nexus-agent {}\n", env!("CARGO_PKG_VERSION")))?;
+        }
+        Command::Leave => {
+            let config = configure(&cli.sources, Strictness::Warn)?;
+            log::init(config.log_format, &log::ours_at(tracing::Level::ERROR))
+                .doing("set up the log")?;
+            agent::leave(&config, &Clock::system())?;
+            say("the collector has been told");
         }
         Command::Config { defaults: true } => {
             print(&settings::print_defaults(config::KEYS))?;

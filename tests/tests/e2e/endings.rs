@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use nexus_tests::{
     fleet::{Fleet, SOON},
     poll,
-    process::Process,
+    process::{self, Process},
 };
 use serde_json::Value;
 
@@ -250,4 +250,30 @@ async fn a_removed_spool_costs_what_was_in_it() {
         .eventually(readings, |rows| number(&rows[0], "n") > before + 2)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_is_removed_says_so_and_does_not_wait_for_a_collector_that_is_away() {
+    let mut fleet = Fleet::with_agents(&["alpha"]).await.unwrap();
+    fleet.connected("alpha").await.unwrap();
+    let leave = async |fleet: &Fleet| {
+        let mut command = fleet.agents[0].command().await.unwrap();
+        let output = process::run(command.arg("leave"), b"").await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), said)
+    };
+    // Beside the one that runs it does nothing.
+    let (told, said) = leave(&fleet).await;
+    assert!(!told && said.contains("in use"), "{said}");
+    fleet.agents[0].stop().await.unwrap();
+    let (told, said) = leave(&fleet).await;
+    assert!(told, "{said}");
+    let rows = fleet
+        .query("SELECT count(*) AS n FROM events WHERE kind = 'agent_removed'")
+        .await
+        .unwrap();
+    assert_eq!(number(&rows[0], "n"), 1);
+    fleet.collector.stop().await.unwrap();
+    let (told, said) = leave(&fleet).await;
+    assert!(!told && said.contains("within five seconds"), "{said}");
 }
