@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use nexus_runtime::{
     clock::Clock,
     command_line::{self, Ending, Program, SourceArgs, print, say},
@@ -14,7 +14,7 @@ use nexus_runtime::{
 use crate::{
     collector,
     config::{self, Config},
-    init,
+    init, owner,
 };
 
 const PROGRAM: Program = Program {
@@ -58,6 +58,12 @@ enum Command {
     Version,
 }
 
+/// The command line, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -84,16 +90,19 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
         }
         Command::Init => {
             let config = configure(&cli.sources)?;
+            owner::become_owner(&config.state_dir)?;
             let code = init::init(&config, clock.now())?;
             print(&format!("{code}\n"))?;
         }
         Command::LoginCode { name } => {
             let config = configure(&cli.sources)?;
+            owner::become_owner(&config.state_dir)?;
             let code = init::login_code(&config, &name, clock.now())?;
             print(&format!("{code}\n"))?;
         }
         Command::Serve => {
             let config = configure(&cli.sources)?;
+            owner::become_owner(&config.state_dir)?;
             log::init(config.log_format, &log::ours_at(tracing::Level::INFO))
                 .doing("set up the log")?;
             collector::serve(config, clock)?;
@@ -116,7 +125,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
 

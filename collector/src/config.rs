@@ -10,12 +10,12 @@ use nexus_runtime::{
 use nexus_runtime::fault::{Fault, Outcome};
 
 /// Where the configuration lies unless `--config` says otherwise.
-pub(crate) const FILE: &str = "/etc/nexus/collector.toml";
+pub const FILE: &str = "/etc/nexus/collector.toml";
 /// What the environment's variables begin with.
-pub(crate) const ENV_PREFIX: &str = "NEXUS_COLLECTOR";
+pub const ENV_PREFIX: &str = "NEXUS_COLLECTOR";
 
 /// Every key.
-pub(crate) const KEYS: &[Key] = &[
+pub const KEYS: &[Key] = &[
     Key {
         name: "state_dir",
         kind: Kind::Path,

@@ -23,7 +23,7 @@ use std::{
 };
 
 pub use self::{
-    defaults::print_defaults,
+    defaults::{describe, print_defaults},
     faults::{Fault, Faults, Origin},
     value::{Kind, Value},
 };

@@ -38,7 +38,9 @@ fn line(out: &mut String, text: &str) {
     let _always_fits = writeln!(out, "{text}");
 }
 
-fn describe(key: &Key) -> String {
+/// What a key means, what it may be, and in which unit.
+#[must_use]
+pub fn describe(key: &Key) -> String {
     let choices = match key.kind {
         super::Kind::Choice(names) => format!(" ({})", names.join(" | ")),
         super::Kind::Integer { min, max } => match (min, max) {
