@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# Tries the packages in dist/: what they hold, what lintian and rpmlint say, and what they do to a machine, which is a
+# fresh Debian root of its own. Needs root, debootstrap, lintian, rpmlint, and what repo.sh needs.
+set -euo pipefail
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+root=$work/root
+trap 'umount --quiet "$root/proc" || true; rm -rf --one-file-system "$work"' EXIT
+packages="nexus-agent nexus-collector nexusctl"
+
+step() { printf '\n-- %s (%ds)\n' "$*" "$SECONDS"; }
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+inside() { chroot "$root" /usr/bin/env PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
+there() { local path; for path in "$@"; do [ -e "$root$path" ] || [ -L "$root$path" ] || fail "$path is missing"; done; }
+gone() { local path; for path in "$@"; do if [ -e "$root$path" ] || [ -L "$root$path" ]; then fail "$path is there"; fi; done; }
+deb() { echo dist/"$1"_*.deb; }
+rpm_of() { echo dist/"$1"-[0-9]*.rpm; }
+
+# Mode, owner, digest and path of every file, however a package says it.
+files_of_deb() {
+    local tree=$work/tree
+    rm -rf "$tree" && mkdir "$tree"
+    dpkg-deb --extract "$1" "$tree"
+    (cd "$tree" && find . -type f | while read -r file; do
+        printf '%s %s %s\n' "$(stat --format '%A %u/%g' "$file")" "$(sha256sum <"$file" | cut -d' ' -f1)" "${file#.}"
+    done) | sort -k4
+}
+files_of_rpm() {
+    rpm -qp --nosignature --queryformat \
+        '[%{FILEMODES:perms} %{FILEUSERNAME}/%{FILEGROUPNAME} %{FILEDIGESTS} %{FILENAMES}\n]' "$1" \
+        | sed 's| root/root | 0/0 |; s|/zsh/site-functions/|/zsh/vendor-completions/|' | sort -k4
+}
+
+step "deb and rpm hold the same"
+for package in $packages; do
+    files_of_deb "$(deb $package)" >"$work/deb"
+    files_of_rpm "$(rpm_of $package)" >"$work/rpm"
+    diff "$work/deb" "$work/rpm" || fail "$package: deb and rpm differ"
+    diff <(dpkg-deb --info "$(deb $package)" conffiles 2>/dev/null | sort) \
+        <(rpm -qp --nosignature --configfiles "$(rpm_of $package)" | sort) || fail "$package: conffiles differ"
+    for file in copyright third-party $package.cdx.json changelog.Debian.gz; do
+        grep -q " /usr/share/doc/$package/$file\$" "$work/deb" || fail "$package has no $file"
+    done
+    printf '%s: %d files\n' "$package" "$(wc -l <"$work/deb")"
+done
+
+step lintian
+lintian --allow-root --fail-on error,warning --tag-display-limit 0 dist/*.deb
+
+step rpmlint
+rpmlint --config packaging/rpmlint.toml dist/*.rpm
+
+step "a Debian root"
+. /etc/os-release
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -1)
+debootstrap --variant=minbase --include=systemd,init-system-helpers "$VERSION_CODENAME" "$root" "$mirror" >"$work/log" \
+    || { tail -20 "$work/log" && fail "debootstrap"; }
+mount -t proc proc "$root/proc"
+everything() { (cd "$root" && find . -xdev \( -path ./var/lib/dpkg -o -path ./var/log -o -path ./var/cache \
+    -o -path ./var/lib/apt -o -path ./proc \) -prune -o -print) | grep -vE '^\./etc/(\.pwd\.lock|(passwd|group|shadow|gshadow)-)$' | sort; }
+# The left-out files of /etc are what any change of users leaves.
+everything >"$work/before"
+cp dist/*.deb dist/*.rpm "$root/tmp/"
+
+# Of the same files, one version on.
+next_version() {
+    local tree=$work/next version
+    rm -rf "$tree"
+    dpkg-deb --raw-extract "$(deb "$1")" "$tree"
+    version=$(sed -n 's/^Version: //p' "$tree/DEBIAN/control")
+    sed -i "s/^Version: .*/Version: $version+next/" "$tree/DEBIAN/control"
+    echo '# new' >>"$tree/etc/nexus/agent.toml"
+    dpkg-deb --build --root-owner-group -Zgzip "$tree" "$root/tmp/next.deb" >/dev/null
+}
+
+step "nexus-agent comes, is upgraded, goes back, goes, and is purged"
+inside sh -c 'dpkg --install /tmp/nexus-agent_*.deb' >/dev/null
+there /etc/systemd/system/multi-user.target.wants/nexus-agent.service /var/lib/nexus /etc/nexus/agent.toml
+inside nexus-agent check-config
+inside sh -c 'mkdir -p /var/lib/nexus/agent/identity /etc/nexus/agent.toml.d && touch /etc/nexus/enrol.token'
+echo 'interval = "20s"' >"$root/etc/nexus/agent.toml"
+next_version nexus-agent
+inside dpkg --install --force-confold /tmp/next.deb >/dev/null
+grep -qx 'interval = "20s"' "$root/etc/nexus/agent.toml" || fail "an upgrade took an administrator's configuration"
+there /etc/nexus/agent.toml.dpkg-dist
+inside sh -c 'dpkg --install --force-confold /tmp/nexus-agent_*.deb' >/dev/null 2>&1
+inside dpkg --remove nexus-agent >/dev/null
+gone /usr/bin/nexus-agent
+there /var/lib/nexus/agent/identity /etc/nexus/agent.toml
+inside dpkg --purge nexus-agent >/dev/null
+# Removing and purging what is not configured, or a second time, is no error.
+inside sh -c 'dpkg --unpack /tmp/nexus-agent_*.deb && dpkg --purge nexus-agent && dpkg --purge nexus-agent' >/dev/null 2>&1
+rm -f "$root/tmp/next.deb"
+
+step "nexus-collector takes the place of nexusctl, and not the other way round"
+inside sh -c 'dpkg --install /tmp/nexusctl_*.deb' >/dev/null
+inside nexusctl version >/dev/null
+inside sh -c 'dpkg --install /tmp/nexus-collector_*.deb' >/dev/null
+[ "$(inside dpkg-query -S /usr/bin/nexusctl)" = "nexus-collector: /usr/bin/nexusctl" ] || fail "who owns nexusctl?"
+if inside sh -c 'dpkg --install /tmp/nexusctl_*.deb' >/dev/null 2>&1; then fail "nexusctl drove out the collector"; fi
+there /etc/systemd/system/multi-user.target.wants/nexus-collector.service
+[ "$(stat --format %U:%a "$root/var/lib/nexus/collector")" != root:700 ] || fail "the collector's folder is root's"
+inside nexus-collector check-config
+# Root's own words leave nothing behind that the service could not read.
+inside nexus-collector init >/dev/null
+inside nexus-collector login-code >/dev/null
+[ -z "$(inside find /var/lib/nexus/collector ! -user nexus-collector)" ] || fail "root has files in the collector's folder"
+inside dpkg --purge nexusctl >/dev/null 2>&1 || true
+inside dpkg --purge nexus-collector >/dev/null
+if inside getent passwd nexus-collector; then fail "the user is left"; fi
+
+rm -f "$root"/tmp/*.deb
+mv "$root"/tmp/*.rpm "$work/"
+diff "$work/before" <(everything) || fail "a purge left something behind"
+
+step "rpm does the same"
+for package in nexus-agent nexus-collector; do
+    rpm --root "$root" --nodeps --nosignature --install "$(rpm_of $package)"
+    there /etc/systemd/system/multi-user.target.wants/$package.service
+    rpm --root "$root" --nodeps --nosignature --upgrade --replacepkgs "$(rpm_of $package)"
+done
+rpm --root "$root" --verify --nodeps nexus-agent nexus-collector
+inside getent passwd nexus-collector >/dev/null || fail "no user"
+rpm -qp --nosignature --conflicts "$(rpm_of nexus-collector)" | grep -qx nexusctl || fail "two packages own nexusctl"
+rpm --root "$root" --nodeps --erase nexus-agent nexus-collector
+gone /usr/bin/nexus-agent /usr/bin/nexusctl /etc/systemd/system/multi-user.target.wants/nexus-agent.service
+there /var/lib/nexus/collector
+
+step "a signed repository"
+export GNUPGHOME=$work/gnupg
+mkdir -m 0700 "$GNUPGHOME"
+gpg --batch --quiet --passphrase '' --quick-generate-key 'Nexus packages <packages@nexus.example.org>' rsa3072 sign never
+packaging/repo.sh packages@nexus.example.org "$root/srv/nexus"
+gpg --batch --quiet --verify "$root/srv/nexus/rpm/repodata/repomd.xml.asc" "$root/srv/nexus/rpm/repodata/repomd.xml"
+mkdir -p "$work/rpmdb"
+rpmkeys --dbpath "$work/rpmdb" --import "$root/srv/nexus/nexus.asc"
+rpmkeys --dbpath "$work/rpmdb" --checksig "$root"/srv/nexus/rpm/*.rpm
+echo 'deb [signed-by=/srv/nexus/nexus.asc] file:/srv/nexus/apt stable main' >"$root/etc/apt/sources.list"
+inside apt-get --quiet=2 update
+inside apt-get --quiet=2 --yes install nexus-agent >/dev/null
+inside nexus-agent version
+sed -i 's/^Description: .*/&, really/' "$root"/srv/nexus/apt/dists/stable/main/binary-*/Packages
+rm -f "$root"/srv/nexus/apt/dists/stable/main/binary-*/Packages.gz
+rm -rf "$root"/var/lib/apt/lists/*
+if inside apt-get --quiet=2 update 2>/dev/null && inside apt-cache show nexusctl 2>/dev/null | grep -q really; then
+    fail "apt believes an index that nobody signed"
+fi
+gpgconf --kill all
+
+step "passed"
