@@ -444,6 +444,7 @@ async fn tidy(stop: CancellationToken) {
 
 /// Tells the collector, as an event, that the agent is being removed from this machine.
 pub fn leave(config: &Config, clock: &Clock) -> Outcome {
+    let _owner = AsOwner::of(&config.state_dir).map_err(|error| fault("leave", &error))?;
     let runtime = runtime()?;
     let result = runtime.block_on(say_farewell(config, clock));
     runtime.shutdown_timeout(Duration::from_millis(100));
