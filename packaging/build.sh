@@ -3,15 +3,15 @@
 # needs it installs.
 #
 #   packaging/build.sh                        builds the programs, then the packages
-#   packaging/build.sh --no-build [DIR]       packages the programs that are in DIR (target/release)
-#   packaging/build.sh --check-reproducible   does it again from a clone in another folder, and compares byte by byte;
-#                                             everything must be committed
+#   packaging/build.sh --no-build [DIR]       packages those in DIR (target/release), by `cargo auditable build --release`
+#   packaging/build.sh … --check-reproducible does it again and compares byte by byte; programs, too, unless they are given:
+#                                             from a clone in another folder, so everything must be committed
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
 
 packages="nexus-agent nexus-collector nexusctl"
-programs="" check=no
+programs="" given=no check=no
 while [ $# -gt 0 ]; do
     case $1 in
     --no-build)
@@ -21,6 +21,7 @@ while [ $# -gt 0 ]; do
             shift
         fi
         programs=$(realpath "$programs")
+        given=yes
         ;;
     --check-reproducible) check=yes ;;
     *)
@@ -58,11 +59,18 @@ build_programs() {
         maps+=" -ffile-prefix-map=$from"
     done
     RUSTFLAGS=${flags# } CFLAGS=${maps# } CARGO_INCREMENTAL=0 \
-        cargo auditable build --locked --profile dist -p nexus-agent -p nexus-collector -p nexusctl
+        cargo auditable build --locked --profile dist -p nexus-agent -p nexus-collector -p nexusctl -p nexus-packaging
     programs=$(realpath "$target/dist")
+}
+
+# As they are shipped. Cargo leaves its symbols to a program whose package has settings of its own in the profile.
+take_programs() {
     local program
+    mkdir "$work/programs"
     for program in $packages; do
-        readelf --sections "$programs/$program" | grep -q '\.dep-v0' || fail "$program carries no list of its libraries"
+        strip --strip-all -o "$work/programs/$program" "$programs/$program"
+        check_hardening "$work/programs/$program"
+        readelf --sections "$work/programs/$program" | grep -q '\.dep-v0' || fail "$program has no list of its libraries"
     done
 }
 
@@ -78,8 +86,7 @@ check_hardening() {
 # Manual pages, completions, licences, bills of materials, changelogs, in $work/made.
 make_the_rest() {
     local made=$work/made package doc
-    cargo build --quiet --locked --workspace --bin nexus-packaging
-    "${CARGO_TARGET_DIR:-target}/debug/nexus-packaging" "$made"
+    "$programs/nexus-packaging" "$made"
     gzip -9n "$made"/man/*
     make_bills
     for package in $packages; do
@@ -137,7 +144,7 @@ stage() {
     : >"$stage/lib.rs"
     while read -r of mode destination source; do
         [ "$of" = "$package" ] || continue
-        source=${source/#@programs/$programs}
+        source=${source/#@programs/$work/programs}
         # shellcheck disable=SC2086 # a pattern
         for file in ${source/#@made/$work/made}; do
             case $destination in
@@ -156,11 +163,11 @@ stage() {
 }
 
 main() {
-    local package program dist=$PWD/dist
+    local package dist=$PWD/dist
     tool cargo-deb 3.7.0
     tool cargo-generate-rpm 0.19.0
     [ -n "$programs" ] || build_programs
-    for program in $packages; do check_hardening "$programs/$program"; done
+    take_programs
     make_the_rest
     rm -rf "$dist"
     mkdir "$dist"
@@ -202,9 +209,16 @@ END
 
 main
 if [ "$check" = yes ]; then
-    git clone --quiet . "$work/again"
-    CARGO_TARGET_DIR=$work/again.target "$work/again/packaging/build.sh" >/dev/null
-    diff "$work/again/dist/SHA256SUMS" dist/SHA256SUMS || fail "the second build differs"
-    echo "both builds are equal"
+    cp dist/SHA256SUMS "$work/first"
+    if [ "$given" = yes ]; then
+        packaging/build.sh --no-build "$programs" >/dev/null
+        again=dist
+    else
+        git clone --quiet . "$work/again"
+        CARGO_TARGET_DIR=$work/again.target "$work/again/packaging/build.sh" >/dev/null
+        again=$work/again/dist
+    fi
+    diff "$work/first" "$again/SHA256SUMS" >&2 || fail "the second build differs"
+    echo "both builds are equal" >&2
 fi
 cat dist/SHA256SUMS

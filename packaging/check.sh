@@ -6,7 +6,7 @@ export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 root=$work/root
-trap 'umount --quiet "$root/proc" || true; rm -rf --one-file-system "$work"' EXIT
+trap 'umount --quiet "$root/proc" 2>/dev/null || true; rm -rf --one-file-system "$work"' EXIT
 packages="nexus-agent nexus-collector nexusctl"
 
 step() { printf '\n-- %s (%ds)\n' "$*" "$SECONDS"; }
@@ -96,12 +96,24 @@ inside dpkg --purge nexus-agent >/dev/null
 inside sh -c 'dpkg --unpack /tmp/nexus-agent_*.deb && dpkg --purge nexus-agent && dpkg --purge nexus-agent' >/dev/null 2>&1
 rm -f "$root/tmp/next.deb"
 
-step "nexus-collector takes the place of nexusctl, and not the other way round"
-inside sh -c 'dpkg --install /tmp/nexusctl_*.deb' >/dev/null
-inside nexusctl version >/dev/null
-inside sh -c 'dpkg --install /tmp/nexus-collector_*.deb' >/dev/null
-[ "$(inside dpkg-query -S /usr/bin/nexusctl)" = "nexus-collector: /usr/bin/nexusctl" ] || fail "who owns nexusctl?"
-if inside sh -c 'dpkg --install /tmp/nexusctl_*.deb' >/dev/null 2>&1; then fail "nexusctl drove out the collector"; fi
+step "nexus-collector and nexusctl, in either order"
+owner() { inside dpkg-query --search /usr/bin/nexusctl; }
+for first in nexusctl nexus-collector; do
+    for package in $first nexus-collector nexusctl; do
+        inside sh -c "dpkg --install /tmp/${package}_*.deb" >/dev/null
+        inside nexusctl version >/dev/null
+    done
+    [ "$(owner)" = "nexus-collector: /usr/bin/nexusctl" ] || fail "who owns nexusctl? $(owner)"
+    inside dpkg --purge nexusctl >/dev/null
+    inside nexusctl version >/dev/null
+    [ $first = nexusctl ] || break
+    # The other way round the command goes, and the way back is said.
+    inside sh -c 'dpkg --install /tmp/nexusctl_*.deb && dpkg --purge nexus-collector' >"$work/log" 2>&1
+    grep -q 'apt reinstall nexusctl' "$work/log" || fail "nothing says where nexusctl is"
+    inside sh -c 'dpkg --install /tmp/nexusctl_*.deb' >/dev/null
+    inside nexusctl version >/dev/null
+    inside dpkg --purge nexusctl >/dev/null
+done
 there /etc/systemd/system/multi-user.target.wants/nexus-collector.service
 [ "$(stat --format %U:%a "$root/var/lib/nexus/collector")" != root:700 ] || fail "the collector's folder is root's"
 inside nexus-collector check-config
@@ -109,7 +121,6 @@ inside nexus-collector check-config
 inside nexus-collector init >/dev/null
 inside nexus-collector login-code >/dev/null
 [ -z "$(inside find /var/lib/nexus/collector ! -user nexus-collector)" ] || fail "root has files in the collector's folder"
-inside dpkg --purge nexusctl >/dev/null 2>&1 || true
 inside dpkg --purge nexus-collector >/dev/null
 if inside getent passwd nexus-collector; then fail "the user is left"; fi
 
@@ -125,7 +136,9 @@ for package in nexus-agent nexus-collector; do
 done
 rpm --root "$root" --verify --nodeps nexus-agent nexus-collector
 inside getent passwd nexus-collector >/dev/null || fail "no user"
-rpm -qp --nosignature --conflicts "$(rpm_of nexus-collector)" | grep -qx nexusctl || fail "two packages own nexusctl"
+rpm --root "$root" --nodeps --nosignature --install "$(rpm_of nexusctl)"
+rpm --root "$root" --erase nexusctl
+inside nexusctl version >/dev/null
 rpm --root "$root" --nodeps --erase nexus-agent nexus-collector
 gone /usr/bin/nexus-agent /usr/bin/nexusctl /etc/systemd/system/multi-user.target.wants/nexus-agent.service
 there /var/lib/nexus/collector
@@ -141,8 +154,11 @@ rpmkeys --dbpath "$work/rpmdb" --import "$root/srv/nexus/nexus.asc"
 rpmkeys --dbpath "$work/rpmdb" --checksig "$root"/srv/nexus/rpm/*.rpm
 echo 'deb [signed-by=/srv/nexus/nexus.asc] file:/srv/nexus/apt stable main' >"$root/etc/apt/sources.list"
 inside apt-get --quiet=2 update
-inside apt-get --quiet=2 --yes install nexus-agent >/dev/null
+inside apt-get --quiet=2 --yes install nexus-agent nexus-collector >/dev/null
 inside nexus-agent version
+# Whoever asks for the client beside a collector loses nothing.
+inside apt-get --quiet=2 --yes install nexusctl >/dev/null
+there /usr/bin/nexus-collector /usr/bin/nexusctl
 sed -i 's/^Description: .*/&, really/' "$root"/srv/nexus/apt/dists/stable/main/binary-*/Packages
 rm -f "$root"/srv/nexus/apt/dists/stable/main/binary-*/Packages.gz
 rm -rf "$root"/var/lib/apt/lists/*
