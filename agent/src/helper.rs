@@ -74,6 +74,8 @@ const LEDGER: &str = "ledger";
 const SCRIPTS: &str = "scripts";
 /// How often it is seen whether anybody needs the helper.
 const LOOK: Duration = Duration::from_secs(5);
+/// Of those looks, the share after which memory is given back.
+const TIDY: u32 = 4;
 /// How long agents may take for what is left to tell once the helper stops.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -225,7 +227,7 @@ async fn serve(
     tokio::select! {
         () = tasks.shutdown_begun() => {}
         () = receive(&listener, user.uid, &works, &connections, &tasks, &clock) => {}
-        () = unneeded(&works, &connections), if !lasting => {
+        () = unneeded(&works, &connections, lasting) => {
             tracing::info!("nobody needs the helper; it ends until somebody does");
         }
     }
@@ -303,15 +305,23 @@ fn check_peer(stream: &UnixStream, uid: u32) -> Result<(), String> {
     }
 }
 
-/// Resolves when nobody has been connected and nothing was going on for a while.
-async fn unneeded(works: &Works, connections: &Semaphore) {
+/// Resolves when nobody has been connected and nothing was going on for a while; never, if it is `lasting`. What runs
+/// took of memory is given back now and then.
+async fn unneeded(works: &Works, connections: &Semaphore, lasting: bool) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut quiet = Duration::ZERO;
-    while quiet < limits::HELPER_IDLE {
+    for round in 1_u32.. {
         ticks.tick().await;
         let used = connections.available_permits() < limits::HELPER_CONNECTIONS || works.is_busy();
         quiet = if used { Duration::ZERO } else { quiet + LOOK };
+        if quiet >= limits::HELPER_IDLE && !lasting {
+            return;
+        }
+        if !used && round.is_multiple_of(TIDY) {
+            memory::give_back();
+            memory::give_back_code();
+        }
     }
 }
 
