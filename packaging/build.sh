@@ -68,7 +68,7 @@ take_programs() {
     local program
     mkdir "$work/programs"
     for program in $packages; do
-        strip --strip-all -o "$work/programs/$program" "$programs/$program"
+        strip --strip-all --remove-section=.comment -o "$work/programs/$program" "$programs/$program"
         check_hardening "$work/programs/$program"
         readelf --sections "$work/programs/$program" | grep -q '\.dep-v0' || fail "$program has no list of its libraries"
     done
