@@ -283,12 +283,13 @@ impl Parts {
             tracing::warn!(lane = %finding.lane, lost = ?finding.lost, "{}", finding.message);
         }
         let spool = Arc::new(spool);
+        let ledger = Ledger::open(&folder.path().join("ledger"), sessions > 0, now)
+            .doing("open the ledger")?;
+        // Nothing is written before both are known to be of this version or an older one.
         let started = format!("nexus-agent {}", facts.agent_version);
         if let Err(error) = spool.event(now, "agent_started", &started) {
             tracing::error!(error = %errors::chain(&error), "an event cannot be stored");
         }
-        let ledger = Ledger::open(&folder.path().join("ledger"), sessions > 0, now)
-            .doing("open the ledger")?;
         if let Some(found) = ledger.found() {
             let message =
                 format!("{found}: no job signed before {now} runs, since it may have run before");
