@@ -23,6 +23,10 @@ use nexus_runtime::{
     clock::Clock,
     errors,
     fault::{Doing as _, Fault, Outcome},
+    log::Filter,
+    progress::Progress,
+    reload::{Hangups, Reload},
+    service,
     shutdown::Signals,
     tasks::Tasks,
 };
@@ -43,7 +47,7 @@ use crate::{
     runs::{self, Runs},
     sample::{SampleConfig, Sampler},
     session::{self, Keeper, Reach, State},
-    spool::Spool,
+    spool::{self, Spool},
     status,
     trouble::{Storing, Troubles},
 };
@@ -135,11 +139,11 @@ fn pin_member(
     helper::begin_ledger(folder, used, clock)
 }
 
-/// Runs until told to stop.
-pub fn run(config: &Config, clock: Clock) -> Outcome {
+/// Runs until told to stop. What a reload changes of the settings holds from then on.
+pub fn run(config: &Config, filter: Filter, reload: Reload, clock: Clock) -> Outcome {
     memory::keep_the_heap_small();
     let runtime = runtime()?;
-    let result = runtime.block_on(serve(config, clock));
+    let result = runtime.block_on(serve(config, filter, reload, clock));
     // A look at a dead mount may block its thread for ever.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
@@ -154,10 +158,11 @@ pub(crate) fn runtime() -> Outcome<tokio::runtime::Runtime> {
         .doing("start")
 }
 
-async fn serve(config: &Config, clock: Clock) -> Outcome {
+async fn serve(config: &Config, filter: Filter, reload: Reload, clock: Clock) -> Outcome {
     exec::mind_children().doing("watch children")?;
     let tasks = Tasks::new();
     Signals::catch().doing("catch signals")?.govern(&tasks);
+    let hangups = Hangups::catch().doing("catch signals")?;
     let executor = Arc::new(Delegate::new(
         config.helper.used,
         &config.helper.socket,
@@ -174,6 +179,13 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
     // The session outlives what feeds it.
     let hang_up = CancellationToken::new();
     let state = keeper.state();
+    let progress = Progress::default();
+    let keeper = keeper.telling(&progress);
+    let knobs = Knobs {
+        interval: watch::Sender::new(config.interval),
+        reach: keeper.reach(),
+        filter,
+    };
     tasks.spawn_essential(
         "session",
         ended(keeper.run(hang_up.clone()), hang_up.clone()),
@@ -181,10 +193,10 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
     tasks.spawn_essential(
         "metrics",
         metrics(
-            config.interval,
+            knobs.interval.subscribe(),
             Arc::clone(&spool),
             Arc::clone(&troubles),
-            clock.clone(),
+            (clock.clone(), progress.clone()),
             tasks.token(),
         ),
     );
@@ -194,25 +206,36 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
             Arc::clone(&spool),
             wanted,
             troubles,
-            clock.clone(),
+            (clock.clone(), progress.clone()),
             tasks.token(),
         ),
     );
     tasks.spawn("tidy", tidy(tasks.token()));
-    tasks.spawn("watchdog", watchdog(Arc::clone(&spool), tasks.token()));
+    tasks.spawn("watchdog", watchdog(progress, clock.clone(), tasks.token()));
+    let remark = watch::Sender::new(None);
     tasks.spawn(
         "status",
         tell(
             state,
+            remark.subscribe(),
             config.state_dir.clone(),
             clock.clone(),
             tasks.token(),
         ),
     );
-    notify(&[sd_notify::NotifyState::Ready]);
+    tasks.spawn(
+        "reload",
+        reload.keep(
+            hangups,
+            tasks.token(),
+            move |settings| knobs.turn(&Config::from_settings(settings)?),
+            move |text| drop(remark.send_replace(text)),
+        ),
+    );
+    service::ready();
 
     tasks.shutdown_begun().await;
-    notify(&[sd_notify::NotifyState::Stopping]);
+    service::stopping();
     if timeout(config.shutdown_timeout, runs.stop()).await.is_err() {
         tracing::warn!("runs were abandoned at the deadline; the next start reports them");
     }
@@ -231,6 +254,35 @@ async fn serve(config: &Config, clock: Clock) -> Outcome {
             tracing::info!("ended");
             Ok(())
         }
+    }
+}
+
+/// What a reload changes.
+struct Knobs {
+    interval: watch::Sender<Duration>,
+    reach: watch::Sender<Reach>,
+    filter: Filter,
+}
+
+impl Knobs {
+    fn turn(&self, config: &Config) -> Outcome {
+        self.filter.set(&config.log_filter).doing("log.filter")?;
+        self.interval.send_if_modified(|interval| {
+            let differs = *interval != config.interval;
+            *interval = config.interval;
+            differs
+        });
+        self.reach.send_if_modified(|reach| {
+            let wanted = Reach {
+                addresses: config.addresses.clone(),
+                mode: config.transport,
+                key_exchange: reach.key_exchange,
+            };
+            let differs = *reach != wanted;
+            *reach = wanted;
+            differs
+        });
+        Ok(())
     }
 }
 
@@ -279,6 +331,9 @@ impl Parts {
         let place = folder.path().join("spool");
         let (spool, findings) =
             Spool::open(&place, &config.spool, sessions, now).doing("open the spool")?;
+        let after_crash = findings
+            .iter()
+            .any(|finding| finding.kind == spool::UNCLEAN_START);
         for finding in findings {
             tracing::warn!(lane = %finding.lane, lost = ?finding.lost, "{}", finding.message);
         }
@@ -331,6 +386,7 @@ impl Parts {
             troubles: Arc::clone(&troubles),
             facts,
             boot_id: leftover::boot_id().unwrap_or_default(),
+            after_crash,
             clock: clock.clone(),
         };
         let reach = Reach {
@@ -370,23 +426,32 @@ async fn ended(task: impl Future<Output = ()>, told: CancellationToken) -> io::R
 
 /// Every interval, one reading of the host into the spool.
 async fn metrics(
-    every: Duration,
+    mut every: watch::Receiver<Duration>,
     spool: Arc<Spool>,
     troubles: Arc<Troubles>,
-    clock: Clock,
+    (clock, progress): (Clock, Progress),
     stop: CancellationToken,
 ) -> io::Result<()> {
+    let mut between = *every.borrow_and_update();
     let mut sampler = Sampler::new(SampleConfig {
-        interval: every,
+        interval: between,
         ..SampleConfig::default()
     })
     .with_keys(spool.keys());
-    let mut ticks = interval(every);
+    let mut ticks = interval(between);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut storing = Storing::new("metrics", troubles);
     loop {
+        progress.due("metrics", clock.instant() + between);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
+            Ok(()) = every.changed() => {
+                between = *every.borrow_and_update();
+                sampler.set_interval(between);
+                ticks = interval(between);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+                continue;
+            }
             _ = ticks.tick() => {}
         }
         let now = clock.now();
@@ -400,7 +465,7 @@ async fn watch_inventory(
     spool: Arc<Spool>,
     wanted: Arc<Wanted>,
     troubles: Arc<Troubles>,
-    clock: Clock,
+    (clock, progress): (Clock, Progress),
     stop: CancellationToken,
 ) -> io::Result<()> {
     let mut inventory = Inventory::new(&InventoryConfig::default(), &spool.sections());
@@ -422,6 +487,7 @@ async fn watch_inventory(
             }
             !storing.note(&stored, now, &spool)
         });
+        progress.due("inventory", clock.instant() + wait);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
@@ -484,35 +550,41 @@ async fn flushed(spool: &Spool) {
     }
 }
 
-/// Tells the service manager that the agent still turns, if it wants to know: its loop does, and the spool
-/// answers.
-async fn watchdog(spool: Arc<Spool>, stop: CancellationToken) {
-    let Some(limit) = sd_notify::watchdog_enabled() else {
+/// Tells the service manager, if it wants to know, that the agent gets on: its loop turns, and readings, inventory and
+/// session come back when they said they would.
+async fn watchdog(progress: Progress, clock: Clock, stop: CancellationToken) {
+    let Some(limit) = service::watchdog() else {
         return;
     };
     loop {
+        match progress.stuck(clock.instant(), limit) {
+            None => service::alive(),
+            Some(stuck) => tracing::error!(stuck, "a part of the agent does not get on"),
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(limit / 3) => {}
         }
-        let bytes: u64 = Lane::ALL.iter().map(|lane| spool.bytes(*lane)).sum();
-        tracing::trace!(bytes, "the spool answers");
-        notify(&[sd_notify::NotifyState::Watchdog]);
     }
 }
 
-/// Shows in `systemctl status` and `nexus-agent status` what became of the session.
+/// Shows in `systemctl status` and `nexus-agent status` what became of the session, and of the settings.
 async fn tell(
     mut state: watch::Receiver<State>,
+    mut remark: watch::Receiver<Option<String>>,
     folder: PathBuf,
     clock: Clock,
     stop: CancellationToken,
 ) {
     let mut told = String::new();
     loop {
-        let text = one_line(&status::words(&state.borrow_and_update()));
+        let mut text = status::words(&state.borrow_and_update());
+        if let Some(remark) = remark.borrow_and_update().as_deref() {
+            text = format!("{text}; {remark}");
+        }
+        let text = service::one_line(&text);
         if text != told {
-            notify(&[sd_notify::NotifyState::Status(&text)]);
+            service::status(&text);
             status::keep(&folder, &text, clock.now());
             told = text;
         }
@@ -521,31 +593,7 @@ async fn tell(
             changed = state.changed() => if changed.is_err() {
                 return;
             },
+            Ok(()) = remark.changed() => {}
         }
-    }
-}
-
-/// What the service manager reads is a line a setting, and a reason may come from anybody.
-fn one_line(text: &str) -> String {
-    let visible = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    visible.take(200).collect()
-}
-
-/// Without a service manager there is nobody to tell.
-pub(crate) fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager was not told");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_writes_a_line_of_their_own() {
-        let text = one_line("not connected: x\nWATCHDOG=trigger\r\nMAINPID=1");
-        assert_eq!(text, "not connected: x WATCHDOG=trigger  MAINPID=1");
-        assert_eq!(one_line(&"x".repeat(5000)).len(), 200);
     }
 }

@@ -1,6 +1,6 @@
 //! The command line: `nexus-agent enroll | pin | run | helper | status | doctor | check-config | config | version`.
 
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{ffi::OsString, io::ErrorKind, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use nexus_runtime::{
@@ -8,6 +8,8 @@ use nexus_runtime::{
     command_line::{self, Ending, Program, SourceArgs, print, say},
     fault::{Doing as _, Fault, Outcome},
     log,
+    reload::Reload,
+    service,
     settings::{self, Strictness},
 };
 
@@ -24,7 +26,13 @@ const PROGRAM: Program = Program {
     file: config::FILE,
     env_prefix: config::ENV_PREFIX,
     keys: config::KEYS,
+    reloads: config::RELOADS,
 };
+
+/// A token for an unattended enrolment.
+const TOKEN_FILE: &str = "/etc/nexus/enrol.token";
+/// The same, of the service manager.
+const TOKEN_CREDENTIAL: &str = "nexus.enrol-token";
 
 /// The Nexus agent: reports what this machine is and does, and runs operators' signed jobs on it.
 #[derive(Debug, Parser)]
@@ -40,9 +48,10 @@ struct Cli {
 enum Command {
     /// Makes this machine a node: its own key, and a certificate for it
     Enroll {
-        /// A join token of `nexusctl token create`, @FILE with one, or - to read it from standard input
+        /// A join token of `nexusctl token create`, @FILE with one, or - to read it from standard input; without one, the
+        /// service manager's credential `nexus.enrol-token`, or else @/etc/nexus/enrol.token
         #[arg(value_name = "TOKEN")]
-        token: String,
+        token: Option<String>,
         /// Replaces the identity that is there
         #[arg(long)]
         force: bool,
@@ -112,6 +121,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             let config = configure(&cli.sources, Strictness::Refuse)?;
             log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
                 .doing("set up the log")?;
+            let token = token.unwrap_or_else(token_at_hand);
             say(&agent::enroll(&config, &token, force, &Clock::system())?);
         }
         Command::Pin { token } => {
@@ -121,13 +131,14 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             say(&agent::pin(&config, &token, &Clock::system())?);
         }
         Command::Helper => {
-            let config = daemon(&cli.sources)?;
+            let (config, ..) = daemon(&cli.sources)?;
             let file = cli.sources.config.as_deref();
             let file = file.unwrap_or(Path::new(config::FILE));
             helper::run(&config, file, Clock::system())?;
         }
         Command::Run => {
-            agent::run(&daemon(&cli.sources)?, Clock::system())?;
+            let (config, filter, reload) = daemon(&cli.sources)?;
+            agent::run(&config, filter, reload, Clock::system())?;
         }
         Command::Status => {
             let config = configure(&cli.sources, Strictness::Refuse)?;
@@ -159,22 +170,38 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
     Ok(())
 }
 
+/// Where a token lies when nobody gives one.
+fn token_at_hand() -> String {
+    let credential = service::credentials().map(|folder| folder.join(TOKEN_CREDENTIAL));
+    let place = credential.filter(|path| path.exists());
+    format!(
+        "@{}",
+        place.as_deref().unwrap_or(Path::new(TOKEN_FILE)).display()
+    )
+}
+
 /// The settings of a program that stays, with its log set up. Config and binary are rolled out separately: what this
 /// version does not know does not stop it.
-fn daemon(args: &SourceArgs) -> Outcome<Config> {
+fn daemon(args: &SourceArgs) -> Outcome<(Config, log::Filter, Reload)> {
     let loaded = args.load(PROGRAM, Strictness::Warn)?;
     let config = Config::from_settings(&loaded.settings)?;
-    log::init(config.log_format, &log::ours_at(tracing::Level::INFO)).doing("set up the log")?;
+    let filter = log::init(config.log_format, &config.log_filter).doing("set up the log")?;
     for warning in &loaded.warnings {
         tracing::warn!("configuration: {warning}");
     }
-    Ok(config)
+    let reload = Reload::new(PROGRAM, args, loaded.settings);
+    Ok((config, filter, reload))
 }
 
 /// A machine without a helper needs no policy of its own.
 fn check_policy(config: &Config) -> Outcome {
     match local_policy::load(&config.helper.policy, 0) {
         Ok(_) | Err(PolicyError::Missing(_)) => Ok(()),
+        // Root alone may read it, and this is somebody else, as at a reload of the agent.
+        Err(PolicyError::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+            say("warning: the local policy was not checked: only root can read it");
+            Ok(())
+        }
         Err(PolicyError::Faults(faults)) => Err(Fault::new("local policy", faults).usage()),
         Err(error) => Err(Fault::because("local policy", &error).usage()),
     }

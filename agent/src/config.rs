@@ -6,10 +6,11 @@ use nexus_pki::tls::KeyExchange;
 use nexus_proto::limits;
 use nexus_runtime::{
     fault::{Fault, Outcome},
-    log,
+    log::{self, Targets},
     settings::{Key, Kind, Settings},
 };
 use nexus_transport::Mode;
+use tracing::Level;
 
 use crate::{
     helper::{HelperConfig, Use},
@@ -20,6 +21,9 @@ use crate::{
 pub const FILE: &str = "/etc/nexus/agent.toml";
 /// What the environment's variables begin with.
 pub const ENV_PREFIX: &str = "NEXUS_AGENT";
+
+/// What holds at once when the configuration is read anew.
+pub const RELOADS: &[&str] = &["addresses", "interval", "log.filter", "transport"];
 
 /// A lane smaller than this could not hold two of the largest records.
 const LANE_BYTES_MIN: u64 = 4 * 1024 * 1024;
@@ -47,21 +51,21 @@ pub const KEYS: &[Key] = &[
         kind: Kind::List,
         default: "",
         unit: "host:port",
-        about: "where the collector answers; empty: what the join token and the collector said",
+        about: "where the collector answers; empty: what the join token and the collector said; a reload takes it up",
     },
     Key {
         name: "interval",
         kind: Kind::Duration,
         default: "10s",
         unit: "duration",
-        about: "from one reading of the metrics to the next, 1s at least",
+        about: "from one reading of the metrics to the next, 1s at least; a reload takes it up",
     },
     Key {
         name: "transport",
         kind: Kind::Choice(&["auto", "quic", "tcp"]),
         default: "auto",
         unit: "",
-        about: "what carries a session; auto prefers QUIC and takes TCP where UDP does not come through",
+        about: "what carries a session; auto prefers QUIC and takes TCP where UDP does not come through; a reload takes it up",
     },
     Key {
         name: "tls.key_exchange",
@@ -159,7 +163,14 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Choice(log::Format::NAMES),
         default: "text",
         unit: "",
-        about: "text for people, json for machines; the variable NEXUS_LOG filters",
+        about: "text for people, json for machines",
+    },
+    Key {
+        name: "log.filter",
+        kind: Kind::Text,
+        default: "",
+        unit: "",
+        about: "what is logged, as in `debug` or `warn,nexus_agent=debug`; empty: info; the variable NEXUS_LOG comes before it; a reload takes it up",
     },
 ];
 
@@ -192,6 +203,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// Of the log.
     pub log_format: log::Format,
+    /// What is logged.
+    pub log_filter: Targets,
 }
 
 impl Config {
@@ -247,6 +260,8 @@ impl Config {
                 .text("log.format")
                 .parse()
                 .map_err(|error| because(settings, "log.format", &error))?,
+            log_filter: log::filter(settings.text("log.filter"), &log::ours_at(Level::INFO))
+                .map_err(|error| because(settings, "log.filter", &error))?,
         })
     }
 }
@@ -330,6 +345,16 @@ mod tests {
     }
 
     #[test]
+    fn what_a_reload_takes_up_says_so() {
+        let said = KEYS
+            .iter()
+            .filter(|key| key.about.ends_with("; a reload takes it up"));
+        let mut said: Vec<_> = said.map(|key| key.name).collect();
+        said.sort_unstable();
+        assert_eq!(said, RELOADS);
+    }
+
+    #[test]
     fn what_the_table_cannot_check_is_named() {
         for (key, value) in [
             ("name", "a b"),
@@ -337,6 +362,7 @@ mod tests {
             ("addresses", "host:0"),
             ("interval", "100ms"),
             ("spool.metrics_bytes", "1MiB"),
+            ("log.filter", "nexus=loud"),
         ] {
             let fault = with(&[(key, value)]).unwrap_err();
             assert!(fault.to_string().contains(key), "{fault}");

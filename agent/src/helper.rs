@@ -39,6 +39,7 @@ use nexus_runtime::{
     clock::Clock,
     errors::chain,
     fault::{Doing as _, Fault, Outcome},
+    service,
     shutdown::Signals,
     tasks::Tasks,
 };
@@ -56,7 +57,6 @@ use self::{
     works::{Around, Works},
 };
 use crate::{
-    agent::notify,
     config::Config,
     exec::{
         self, Starter,
@@ -221,7 +221,7 @@ async fn serve(
         version = env!("CARGO_PKG_VERSION"), serves = user.name, state_dir = %folder.display(),
         policy = %config.helper.policy.display(), "the helper is ready"
     );
-    notify(&[sd_notify::NotifyState::Ready]);
+    service::ready();
     let lasting = door.own.is_some();
     let connections = Arc::new(Semaphore::new(limits::HELPER_CONNECTIONS));
     tokio::select! {
@@ -231,7 +231,7 @@ async fn serve(
             tracing::info!("nobody needs the helper; it ends until somebody does");
         }
     }
-    notify(&[sd_notify::NotifyState::Stopping]);
+    service::stopping();
     drop(listener);
     if timeout(config.shutdown_timeout, works.stop())
         .await

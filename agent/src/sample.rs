@@ -122,16 +122,25 @@ struct Outcome {
     took: Duration,
 }
 
+fn milliseconds(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+}
+
 impl Sampler {
     /// A sampler of the host that these paths show.
     #[must_use]
     pub fn new(config: SampleConfig) -> Self {
         Self {
-            interval_ms: u32::try_from(config.interval.as_millis()).unwrap_or(u32::MAX),
+            interval_ms: milliseconds(config.interval),
             sources: Sources::new(config),
             sink: Sink::new(COLLECTORS.len() + 1),
             outcomes: Default::default(),
         }
+    }
+
+    /// Snapshots say from now on that they are so far apart.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval_ms = milliseconds(interval);
     }
 
     /// The same, with its series' keys from a pool that others use too.

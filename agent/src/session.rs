@@ -21,7 +21,7 @@ use nexus_pki::{
     tls::{self, Alpn, KeyExchange, LiveLeaf, TlsError},
 };
 use nexus_proto::agent::v1::{GoodbyeReason, NodeFacts};
-use nexus_runtime::{clock::Clock, errors};
+use nexus_runtime::{clock::Clock, errors, progress::Progress};
 use nexus_transport::{DialTls, Dialer, Judge, Mode, Windows};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,9 @@ use crate::{
     spool::Spool,
     trouble::Troubles,
 };
+
+/// No attempt at a session takes longer, over however many addresses it goes.
+const CONNECTING: Duration = Duration::from_secs(600);
 
 /// What a session is made of.
 #[derive(Debug)]
@@ -63,6 +66,8 @@ pub struct Surroundings {
     pub facts: NodeFacts,
     /// The kernel's.
     pub boot_id: String,
+    /// Whether the agent before this one did not end by itself.
+    pub after_crash: bool,
     /// The time.
     pub clock: Clock,
 }
@@ -82,7 +87,7 @@ impl Surroundings {
 }
 
 /// How to reach collectors.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
     /// `HOST:PORT`; empty: as the collector says.
     pub addresses: Vec<String>,
@@ -123,9 +128,10 @@ pub(crate) fn dial_tls(
 /// Keeps a session.
 pub struct Keeper {
     around: Surroundings,
-    reach: Reach,
+    reach: watch::Sender<Reach>,
     tls: DialTls,
     state: watch::Sender<State>,
+    progress: Progress,
 }
 
 impl Keeper {
@@ -140,10 +146,24 @@ impl Keeper {
         let (state, _) = watch::channel(State::Away("starting".to_owned()));
         Ok(Self {
             around,
-            reach,
+            reach: watch::Sender::new(reach),
             tls,
             state,
+            progress: Progress::default(),
         })
+    }
+
+    /// Says there how it gets on.
+    #[must_use]
+    pub fn telling(mut self, progress: &Progress) -> Self {
+        self.progress = progress.clone();
+        self
+    }
+
+    /// Where the next session goes is changed here. Key exchanges stay as they are.
+    #[must_use]
+    pub fn reach(&self) -> watch::Sender<Reach> {
+        self.reach.clone()
     }
 
     /// What there is to tell of it.
@@ -155,9 +175,30 @@ impl Keeper {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut addresses = self.around.member.addresses.clone();
-        let mut dial = self.dial(&addresses);
-        let mut backoff = Backoff::default();
+        let mut reach = self.reach.subscribe();
+        let mut dial = self.dial(&reach.borrow_and_update(), &addresses);
+        let mut backoff = Backoff::of_start(self.around.after_crash);
+        if self.around.after_crash {
+            let wait = backoff.failed(Duration::ZERO, rand::random());
+            tracing::info!(
+                wait_ms = wait.as_millis(),
+                "waiting to connect: others may have crashed at the same moment"
+            );
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        let progress = |within| {
+            let by = self.around.clock.instant() + within;
+            self.progress.due("session", by);
+        };
         loop {
+            if reach.has_changed().unwrap_or(false) {
+                dial = self.dial(&reach.borrow_and_update(), &addresses);
+                backoff = Backoff::default();
+            }
+            progress(CONNECTING);
             let connected = tokio::select! {
                 () = stop.cancelled() => return,
                 // On the heap, for as long as they last: the loop itself stays small.
@@ -166,6 +207,7 @@ impl Keeper {
             let retry_after = match connected {
                 Ok(open) => {
                     let begun = open.since;
+                    self.progress.rests("session");
                     let end = Box::pin(self.hold(open, &mut addresses, &dial, &stop)).await;
                     backoff.held(self.around.clock.instant().saturating_duration_since(begun));
                     match end {
@@ -190,15 +232,18 @@ impl Keeper {
                     Duration::ZERO
                 }
             };
-            if self.reach.addresses.is_empty() {
+            if reach.borrow().addresses.is_empty() {
                 // What the collector said last holds for the next try.
                 dial.dialer = dial.dialer.with_addresses(addresses.all());
             }
             let wait = backoff.failed(retry_after, rand::random());
             tracing::debug!(wait_ms = wait.as_millis(), "waiting to connect again");
+            progress(wait);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
+                // There may be a way now.
+                Ok(()) = reach.changed() => reach.mark_changed(),
             }
         }
     }
@@ -237,12 +282,13 @@ impl Keeper {
         });
         if now >= leaf.not_after() && rested {
             tracing::info!(expired = %leaf.not_after(), "the certificate ran out, renewing it with the old key");
+            let key_exchange = self.reach.borrow().key_exchange;
             let leaf = renew_expired(
                 &around.folder,
                 &around.member,
                 &leaf,
                 dial.dialer.addresses(),
-                self.reach.key_exchange,
+                key_exchange,
                 now,
             )
             .await?;
@@ -295,14 +341,14 @@ impl Keeper {
         self.state.send_replace(State::Away(reason));
     }
 
-    fn dial(&self, known: &Addresses) -> Dial {
-        let given = &self.reach.addresses;
+    fn dial(&self, reach: &Reach, known: &Addresses) -> Dial {
+        let given = &reach.addresses;
         let addresses = if given.is_empty() {
             known.all()
         } else {
             given.clone()
         };
-        let mode = self.reach.mode;
+        let mode = reach.mode;
         Dial {
             dialer: Dialer::new(addresses, self.tls.clone(), mode, Windows::agent()),
             mode,

@@ -34,7 +34,10 @@ use nexus_proto::{
 use nexus_runtime::errors::chain;
 use tokio::sync::Notify;
 
-pub use self::{lane::LaneConfig, open::Finding};
+pub use self::{
+    lane::LaneConfig,
+    open::{Finding, UNCLEAN_START},
+};
 use self::{lane::LaneLog, mend::Bad, reader::Reader};
 use crate::ration::Ration;
 

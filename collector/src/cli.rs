@@ -8,7 +8,8 @@ use nexus_runtime::{
     command_line::{self, Ending, Program, SourceArgs, print, say},
     fault::{Doing as _, Outcome},
     log,
-    settings::{self, Strictness},
+    reload::Reload,
+    settings::{self, Settings, Strictness},
 };
 
 use crate::{
@@ -22,6 +23,7 @@ const PROGRAM: Program = Program {
     file: config::FILE,
     env_prefix: config::ENV_PREFIX,
     keys: config::KEYS,
+    reloads: config::RELOADS,
 };
 
 /// The Nexus collector: lets agents in, keeps what they report, runs operators' signed jobs on them.
@@ -101,22 +103,28 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             print(&format!("{code}\n"))?;
         }
         Command::Serve => {
-            let config = configure(&cli.sources)?;
+            let (config, settings) = configured(&cli.sources)?;
             owner::become_owner(&config.state_dir)?;
-            log::init(config.log_format, &log::ours_at(tracing::Level::INFO))
-                .doing("set up the log")?;
-            collector::serve(config, clock)?;
+            let filter =
+                log::init(config.log_format, &config.log_filter).doing("set up the log")?;
+            let reload = Reload::new(PROGRAM, &cli.sources, settings);
+            collector::serve(config, filter, reload, clock)?;
         }
     }
     Ok(())
 }
 
 fn configure(args: &SourceArgs) -> Outcome<Config> {
+    configured(args).map(|(config, _)| config)
+}
+
+fn configured(args: &SourceArgs) -> Outcome<(Config, Settings)> {
     let loaded = args.load(PROGRAM, Strictness::Refuse)?;
     for warning in &loaded.warnings {
         say(&format!("warning: {warning}"));
     }
-    Config::from_settings(&loaded.settings)
+    let config = Config::from_settings(&loaded.settings)?;
+    Ok((config, loaded.settings))
 }
 
 #[cfg(test)]

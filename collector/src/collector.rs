@@ -13,6 +13,9 @@ use nexus_runtime::{
     clock::Clock,
     errors,
     fault::{Doing as _, Fault, Outcome},
+    log::Filter,
+    reload::{Hangups, Reload},
+    service,
     shutdown::Signals,
     tasks::Tasks,
 };
@@ -24,13 +27,13 @@ use nexus_transport::{AgentPort, OperatorPort, ResetKeys};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
 };
 
 use crate::{
     addresses::Addresses,
     codes::Codes,
-    config::{self, Config},
+    config::{self, Config, QueryLimits},
     enrolment::Enrolment,
     folder::{Endpoints, Folder, Instance},
     identity::Identity,
@@ -60,7 +63,7 @@ const CLOSE: Duration = Duration::from_secs(1);
 const REFUSED: usize = 256;
 
 /// Runs until told to stop.
-pub(crate) fn serve(config: Config, clock: Clock) -> Outcome {
+pub(crate) fn serve(config: Config, filter: Filter, reload: Reload, clock: Clock) -> Outcome {
     raise_descriptor_limit();
     let folder = Folder::new(&config.state_dir);
     let instance = init::instance_of(&folder, &config)?;
@@ -69,7 +72,7 @@ pub(crate) fn serve(config: Config, clock: Clock) -> Outcome {
         .thread_name("nexus-collector")
         .build()
         .doing("start")?;
-    let result = runtime.block_on(run(config, folder, instance, clock));
+    let result = runtime.block_on(run(config, folder, instance, (filter, reload), clock));
     // What blocks a thread past the deadline does not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
@@ -92,15 +95,44 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -> Outcome {
+async fn run(
+    config: Config,
+    folder: Folder,
+    instance: Instance,
+    (filter, reload): (Filter, Reload),
+    clock: Clock,
+) -> Outcome {
     let tasks = Tasks::new();
     Signals::catch().doing("catch signals")?.govern(&tasks);
+    let hangups = Hangups::catch().doing("catch signals")?;
+    service::status("opening the store");
     let store = open_store(&folder, &clock, config.keep)?;
     let started = start(&config, &folder, &instance, &clock, &tasks, &store).await;
     match started {
-        Ok(registry) => {
+        Ok(Started {
+            registry,
+            knobs,
+            serving,
+        }) => {
+            service::status(&serving);
+            let keep = reload.keep(
+                hangups,
+                tasks.token(),
+                move |settings| {
+                    let config = Config::from_settings(settings)?;
+                    filter.set(&config.log_filter).doing("log.filter")?;
+                    knobs.turn(&config);
+                    Ok(())
+                },
+                move |remark| match remark {
+                    Some(remark) => service::status(&format!("{serving}; {remark}")),
+                    None => service::status(&serving),
+                },
+            );
+            tasks.spawn("reload", keep);
+            service::ready();
             tasks.shutdown_begun().await;
-            notify(&[sd_notify::NotifyState::Stopping]);
+            service::stopping();
             let end = clock.instant() + config.shutdown_timeout;
             drain(&registry, &tasks, config.shutdown_timeout).await;
             let left = end.saturating_duration_since(clock.instant());
@@ -121,6 +153,28 @@ async fn run(config: Config, folder: Folder, instance: Instance, clock: Clock) -
     }
 }
 
+/// A collector that serves.
+pub(crate) struct Started {
+    pub(crate) registry: Arc<Registry>,
+    knobs: Knobs,
+    serving: String,
+}
+
+/// What a reload changes.
+struct Knobs {
+    addresses: Addresses,
+    bound: SocketAddr,
+    query: watch::Sender<QueryLimits>,
+}
+
+impl Knobs {
+    fn turn(&self, config: &Config) {
+        let told = config::advertised(&config.advertise_agents, self.bound);
+        self.addresses.set(told);
+        self.query.send_replace(config.query);
+    }
+}
+
 /// Binds, builds and starts everything; nothing is announced before all of it stands.
 pub(crate) async fn start(
     config: &Config,
@@ -129,7 +183,7 @@ pub(crate) async fn start(
     clock: &Clock,
     tasks: &Tasks,
     store: &Store,
-) -> Outcome<Arc<Registry>> {
+) -> Outcome<Started> {
     const WHAT: &str = "serve";
     let now = clock.now();
     let authority = init::open_authority(folder, instance, now)?;
@@ -186,7 +240,6 @@ pub(crate) async fn start(
         metrics: format!("http://{}", reachable(metrics_addr)),
     };
     folder.set_endpoints(&endpoints).doing(WHAT)?;
-    notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         state_dir = %folder.path().display(),
@@ -196,7 +249,15 @@ pub(crate) async fn start(
         metrics = %metrics_addr,
         "serving"
     );
-    Ok(parts.registry)
+    Ok(Started {
+        registry: parts.registry,
+        knobs: Knobs {
+            addresses,
+            bound: agents_addr,
+            query: parts.query,
+        },
+        serving: format!("serves agents at {agents_addr}, operators at {operators_addr}"),
+    })
 }
 
 /// Everything between the ports and the store.
@@ -209,6 +270,7 @@ pub(crate) struct Parts {
     pub(crate) scheduler: Scheduler,
     pub(crate) pages: Pages,
     pub(crate) seen: Seen,
+    pub(crate) query: watch::Sender<QueryLimits>,
 }
 
 impl Parts {
@@ -259,6 +321,7 @@ impl Parts {
             inventory: sessions::Turns::default(),
             tasks: tasks.clone(),
         });
+        let query = watch::Sender::new(config.query);
         let operators = Arc::new(Operators {
             store: store.clone(),
             authority: Arc::clone(authority),
@@ -275,8 +338,7 @@ impl Parts {
             clock: clock.clone(),
             metrics: metrics.clone(),
             tasks: tasks.clone(),
-            query_timeout: config.query_timeout,
-            query_rows: config.query_rows,
+            query: query.subscribe(),
         });
         let scheduler = Scheduler {
             store: store.clone(),
@@ -303,6 +365,7 @@ impl Parts {
             intake: Arc::clone(&sessions.intake),
         };
         Ok(Self {
+            query,
             seen,
             metrics,
             registry,
@@ -446,29 +509,29 @@ async fn close(store: Store, tasks: &Tasks, deadline: Duration) {
     }
 }
 
-/// Tells the service manager that the store still answers, if it wants to know.
+/// Tells the service manager, if it wants to know, that the collector gets on: each writer of the store has been at its
+/// queue, and the store can be read.
 async fn watchdog(tasks: Tasks, store: Store) {
-    let Some(limit) = sd_notify::watchdog_enabled() else {
+    let Some(limit) = service::watchdog() else {
         return;
     };
     let stop = tasks.token();
     loop {
-        tokio::select! {
+        // What hangs is waited for, and nobody is told meanwhile.
+        let turned = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(limit / 3) => {}
-        }
-        match crate::reads::read(&tasks, &store, "watchdog", |store| store.trust()).await {
-            Ok(_) => notify(&[sd_notify::NotifyState::Watchdog]),
+            turned = store.turn() => turned,
+        };
+        let read = crate::reads::read(&tasks, &store, "watchdog", |store| store.trust());
+        match turned.and(read.await.map(drop)) {
+            Ok(()) => service::alive(),
             Err(error) => {
                 tracing::error!(error = %errors::chain(&error), "the store does not answer");
             }
         }
-    }
-}
-
-/// Without a service manager there is nobody to tell.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager was not told");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(limit / 3) => {}
+        }
     }
 }

@@ -3,16 +3,25 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use nexus_runtime::{
-    log,
+    log::{self, Targets},
     settings::{Key, Kind, Origin, Settings},
 };
 
 use nexus_runtime::fault::{Fault, Outcome};
+use tracing::Level;
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub const FILE: &str = "/etc/nexus/collector.toml";
 /// What the environment's variables begin with.
 pub const ENV_PREFIX: &str = "NEXUS_COLLECTOR";
+
+/// What holds at once when the configuration is read anew.
+pub(crate) const RELOADS: &[&str] = &[
+    "advertise.agents",
+    "log.filter",
+    "query.rows",
+    "query.timeout",
+];
 
 /// Every key.
 pub const KEYS: &[Key] = &[
@@ -105,7 +114,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::List,
         default: "",
         unit: "host:port",
-        about: "the addresses agents are told; empty: this host's name and the port",
+        about: "the addresses agents are told; empty: this host's name and the port; a reload takes it up",
     },
     Key {
         name: "advertise.operators",
@@ -160,7 +169,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Duration,
         default: "30s",
         unit: "duration",
-        about: "the longest a query may take",
+        about: "the longest a query may take; a reload takes it up",
     },
     Key {
         name: "query.rows",
@@ -170,7 +179,7 @@ pub const KEYS: &[Key] = &[
         },
         default: "1000000",
         unit: "rows",
-        about: "the most rows a query may answer",
+        about: "the most rows a query may answer; a reload takes it up",
     },
     Key {
         name: "jobs.grace",
@@ -191,7 +200,14 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Choice(log::Format::NAMES),
         default: "text",
         unit: "",
-        about: "text for people, json for machines; the variable NEXUS_LOG filters",
+        about: "text for people, json for machines",
+    },
+    Key {
+        name: "log.filter",
+        kind: Kind::Text,
+        default: "",
+        unit: "",
+        about: "what is logged, as in `debug` or `warn,nexus_collector=debug`; empty: info; the variable NEXUS_LOG comes before it; a reload takes it up",
     },
 ];
 
@@ -214,11 +230,18 @@ pub(crate) struct Config {
     pub(crate) handshakes: usize,
     pub(crate) upload_credit: u64,
     pub(crate) commit_latency: Duration,
-    pub(crate) query_timeout: Duration,
-    pub(crate) query_rows: usize,
+    pub(crate) query: QueryLimits,
     pub(crate) jobs_grace: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) log_format: log::Format,
+    pub(crate) log_filter: Targets,
+}
+
+/// What one query may cost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueryLimits {
+    pub(crate) timeout: Duration,
+    pub(crate) rows: usize,
 }
 
 /// A value that `init` fixes: later it need not be given, but must not differ when it is.
@@ -264,14 +287,18 @@ impl Config {
             handshakes: settings.count("limits.handshakes"),
             upload_credit: settings.bytes("limits.upload_credit"),
             commit_latency: settings.duration("limits.commit_latency"),
-            query_timeout: settings.duration("query.timeout"),
-            query_rows: settings.count("query.rows"),
+            query: QueryLimits {
+                timeout: settings.duration("query.timeout"),
+                rows: settings.count("query.rows"),
+            },
             jobs_grace: settings.duration("jobs.grace"),
             shutdown_timeout: settings.duration("shutdown.timeout"),
             log_format: settings
                 .text("log.format")
                 .parse()
                 .map_err(|error| bad("log.format", &error))?,
+            log_filter: log::filter(settings.text("log.filter"), &log::ours_at(Level::INFO))
+                .map_err(|error| bad("log.filter", &error))?,
         })
     }
 }
@@ -335,6 +362,16 @@ mod tests {
         assert!(config.metrics_listen.ip().is_loopback());
         assert!(!config.trust_domain.given);
         assert!(with(&[("trust_domain", "a.b")]).unwrap().trust_domain.given);
+    }
+
+    #[test]
+    fn what_a_reload_takes_up_says_so() {
+        let said = KEYS
+            .iter()
+            .filter(|key| key.about.ends_with("; a reload takes it up"));
+        let mut said: Vec<_> = said.map(|key| key.name).collect();
+        said.sort_unstable();
+        assert_eq!(said, RELOADS);
     }
 
     #[test]

@@ -2,11 +2,14 @@
 
 use std::fs;
 
-use nexus_pki::{authority::Authority, files, operator_code::OperatorCode, random, spiffe};
+use nexus_pki::{
+    authority::Authority, certificate::Root, files, operator_code::OperatorCode, random, spiffe,
+};
 use nexus_proto::time::Timestamp;
 use nexus_runtime::{
     command_line::say,
     fault::{Doing as _, Fault, Outcome},
+    service,
 };
 use nexus_store::{Layout, Store};
 
@@ -59,7 +62,14 @@ pub(crate) fn init(config: &Config, now: Timestamp) -> Outcome<String> {
     let instance = folder
         .set_instance(domain, &config.region.value, &config.id.value, now)
         .doing(&what)?;
-    let code = new_code(config, &folder, &instance, &authority, FIRST_OPERATOR, now)?;
+    let code = new_code(
+        config,
+        &folder,
+        &instance,
+        authority.root(),
+        FIRST_OPERATOR,
+        now,
+    )?;
     say(&format!(
         "initialised {} for the fleet {domain}",
         config.state_dir.display()
@@ -85,7 +95,9 @@ pub(crate) fn open_authority(
         Err(error) if !error.is_missing() => return Err(Fault::because(&what, &error)),
         _ => {}
     }
-    Authority::open(&dir, &instance.trust_domain, now).map_err(|error| {
+    let credentials = service::credentials();
+    let domain = &instance.trust_domain;
+    Authority::open_with(&dir, credentials.as_deref(), domain, now).map_err(|error| {
         Fault::because(&what, &error).hint(
             "put its files back, from a backup if need be: agents and operators trust no other authority",
         )
@@ -100,8 +112,9 @@ pub(crate) fn login_code(config: &Config, name: &str, now: Timestamp) -> Outcome
     spiffe::check_segment(name)
         .doing(&what)
         .map_err(Fault::usage)?;
-    let authority = open_authority(&folder, &instance, now)?;
-    let code = new_code(config, &folder, &instance, &authority, name, now)?;
+    // The online keys may be the service manager's to hand out, and nobody needs them here.
+    let root = Authority::read_root(&folder.authority()).doing(&what)?;
+    let code = new_code(config, &folder, &instance, &root, name, now)?;
     say(&format!(
         "the code lets {name} in once, until {}",
         code.expires
@@ -146,7 +159,7 @@ fn new_code(
     config: &Config,
     folder: &Folder,
     instance: &Instance,
-    authority: &Authority,
+    root: &Root,
     name: &str,
     now: Timestamp,
 ) -> Outcome<OperatorCode> {
@@ -154,7 +167,7 @@ fn new_code(
     let code = OperatorCode::generate(
         name,
         &instance.trust_domain,
-        authority.root().sha256(),
+        root.sha256(),
         operator_addresses(config, folder),
         now.after(codes::LIFE),
     )

@@ -12,15 +12,16 @@ pub(crate) mod status;
 pub(crate) mod watch;
 pub(crate) mod work;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use nexus_pki::authority::Authority;
 use nexus_runtime::{clock::Clock, tasks::Tasks};
 use nexus_store::Store;
+use tokio::sync::watch::Receiver;
 
 use crate::{
-    addresses::Addresses, codes::Codes, jobs::submit::Jobs, pages::metrics::Metrics,
-    refusals::Refusals, sessions::registry::Registry, trust::Trust,
+    addresses::Addresses, codes::Codes, config::QueryLimits, jobs::submit::Jobs,
+    pages::metrics::Metrics, refusals::Refusals, sessions::registry::Registry, trust::Trust,
 };
 
 /// What operators' calls work with.
@@ -36,6 +37,5 @@ pub(crate) struct Operators {
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
-    pub(crate) query_timeout: Duration,
-    pub(crate) query_rows: usize,
+    pub(crate) query: Receiver<QueryLimits>,
 }

@@ -214,14 +214,25 @@ impl Authority {
 
     /// Opens the authority in `dir`; its root's key may be absent.
     pub fn open(dir: &Path, trust_domain: &str, now: Timestamp) -> Result<Self, AuthorityError> {
+        Self::open_with(dir, None, trust_domain, now)
+    }
+
+    /// The same with a folder of credentials, which the service manager has made for this program: an intermediate that
+    /// is there, as `nexus.agents.pem` and so on, is not looked for in `dir`.
+    pub fn open_with(
+        dir: &Path,
+        credentials: Option<&Path>,
+        trust_domain: &str,
+        now: Timestamp,
+    ) -> Result<Self, AuthorityError> {
         spiffe::check_trust_domain(trust_domain)?;
-        let root = Root::from_pem(&files::read_trusted(&dir.join(ROOT_FILE))?)
-            .map_err(AuthorityError::Root)?;
+        let root = Self::read_root(dir)?;
+        let open = |role| Intermediate::open(dir, credentials, role);
         let authority = Self {
             admission: Admission::new(&root, trust_domain),
-            agents: Intermediate::open(dir, Role::Agent)?,
-            collectors: Intermediate::open(dir, Role::Collector)?,
-            operators: Intermediate::open(dir, Role::Operator)?,
+            agents: open(Role::Agent)?,
+            collectors: open(Role::Collector)?,
+            operators: open(Role::Operator)?,
             trust_domain: trust_domain.to_owned(),
             lives: Lives::default(),
             root,
@@ -230,6 +241,11 @@ impl Authority {
             authority.try_out(role, now)?;
         }
         Ok(authority)
+    }
+
+    /// The root of the authority in `dir`.
+    pub fn read_root(dir: &Path) -> Result<Root, AuthorityError> {
+        Root::from_pem(&files::read_trusted(&dir.join(ROOT_FILE))?).map_err(AuthorityError::Root)
     }
 
     /// The same authority with other lives of leaves, each at least a second.
@@ -352,9 +368,17 @@ impl Authority {
 }
 
 impl Intermediate {
-    fn open(dir: &Path, role: Role) -> Result<Self, AuthorityError> {
+    fn open(dir: &Path, credentials: Option<&Path>, role: Role) -> Result<Self, AuthorityError> {
         let fail = |source| AuthorityError::Intermediate { role, source };
-        let (key, chain) = leaf::read_pem(dir, &file_name(role)).map_err(fail)?;
+        let name = file_name(role);
+        let credential = credentials.map(|folder| folder.join(format!("nexus.{name}")));
+        let read = match credential.filter(|path| path.exists()) {
+            Some(path) => files::read_credential(&path)
+                .map_err(LeafError::from)
+                .and_then(|text| leaf::parse_pem(Zeroizing::new(text))),
+            None => leaf::read_pem(dir, &name),
+        };
+        let (key, chain) = read.map_err(fail)?;
         let [certificate] =
             <[_; 1]>::try_from(chain).map_err(|chain| fail(LeafError::Length(chain.len())))?;
         let claims = Claims::of(&certificate).map_err(|error| fail(error.into()))?;

@@ -215,6 +215,12 @@ pub fn read_public(path: &Path) -> Result<Vec<u8>, FileError> {
     read_all(open(path)?.0, path)
 }
 
+/// Reads a key from the folder that the service manager has made for this program alone. Owner and mode there are the
+/// service manager's business: it may be root's, and opened by an access control list that shows as the group's.
+pub fn read_credential(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_all(open(path)?.0, path)
+}
+
 /// Opens a regular file. A pipe would never answer.
 fn open(path: &Path) -> Result<(File, Metadata), FileError> {
     let file = OpenOptions::new()

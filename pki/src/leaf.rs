@@ -160,7 +160,13 @@ pub(crate) fn read_pem(
     dir: &Path,
     name: &str,
 ) -> Result<(PrivateKey, Vec<CertificateDer<'static>>), LeafError> {
-    let text = Zeroizing::new(files::read_private(&dir.join(name))?);
+    parse_pem(Zeroizing::new(files::read_private(&dir.join(name))?))
+}
+
+/// Takes a key and a chain apart.
+pub(crate) fn parse_pem(
+    text: Zeroizing<Vec<u8>>,
+) -> Result<(PrivateKey, Vec<CertificateDer<'static>>), LeafError> {
     let key =
         PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(|_| LeafError::Pem("private key"))?;
     let chain = CertificateDer::pem_slice_iter(&text)

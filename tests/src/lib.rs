@@ -14,6 +14,7 @@ pub mod figure;
 pub mod fleet;
 pub mod helper;
 pub mod hostile;
+pub mod manager;
 pub mod page;
 pub mod poll;
 pub mod port;

@@ -47,6 +47,9 @@ mod refused;
 #[path = "e2e/running.rs"]
 mod running;
 #[cfg(test)]
+#[path = "e2e/service.rs"]
+mod service;
+#[cfg(test)]
 #[path = "e2e/settings.rs"]
 mod settings;
 #[cfg(test)]

@@ -70,3 +70,9 @@ mod sqlite;
 #[cfg(test)]
 #[path = "interop/transitions.rs"]
 mod transitions;
+#[cfg(test)]
+#[path = "interop/units.rs"]
+mod units;
+#[cfg(test)]
+#[path = "interop/watchdog.rs"]
+mod watchdog;

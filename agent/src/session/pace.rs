@@ -7,6 +7,8 @@ use std::{
 
 /// The first wait lies between nothing and this.
 const FIRST: Duration = Duration::from_secs(1);
+/// The first wait after a crash is that of so many failures and one more: up to four seconds.
+const CRASHED: u32 = 2;
 /// No wait grows beyond this.
 const MOST: Duration = Duration::from_secs(60);
 /// However long a collector says to stay away, the agent asks again after this.
@@ -21,6 +23,14 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
+    /// Of an agent that has just started. When the one before was killed or crashed, others may have been at the same
+    /// moment, and all of them are back at once.
+    pub(super) fn of_start(after_crash: bool) -> Self {
+        Self {
+            failures: if after_crash { CRASHED } else { 0 },
+        }
+    }
+
     /// How long to wait after one more failure. `chance` is between 0 and 1.
     pub(super) fn failed(&mut self, retry_after: Duration, chance: f64) -> Duration {
         let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(MOST);

@@ -31,6 +31,9 @@ const LEAP: u64 = 1 << 32;
 /// room for a few leaps.
 const SESSION: u64 = 1 << 36;
 
+/// A lane was not closed.
+pub const UNCLEAN_START: &str = "spool_unclean_start";
+
 /// Something that was not as a clean stop leaves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -102,7 +105,7 @@ pub(super) fn open(
         log.skip_reserved(high + 1, now);
         findings.push(Finding {
             lane,
-            kind: "spool_unclean_start",
+            kind: UNCLEAN_START,
             message: format!(
                 "the {lane} lane was not closed; its seqs go on at {}",
                 reserved + 1

@@ -174,13 +174,14 @@ impl Operators {
                 limits::SQL_BYTES
             )));
         }
+        let most = *self.query.borrow();
         let timeout = match request.timeout_ms {
-            0 => self.query_timeout,
-            ms => Duration::from_millis(ms).min(self.query_timeout),
+            0 => most.timeout,
+            ms => Duration::from_millis(ms).min(most.timeout),
         };
         let limit = match usize::try_from(request.limit).unwrap_or(usize::MAX) {
-            0 => self.query_rows,
-            limit => limit.min(self.query_rows),
+            0 => most.rows,
+            limit => limit.min(most.rows),
         };
         let options = QueryOptions {
             as_of: request.as_of_ms.map(Timestamp),

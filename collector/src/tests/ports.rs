@@ -68,9 +68,8 @@ async fn running() -> Running {
         nexus_store::Settings::default(),
     )
     .unwrap();
-    let registry = collector::start(&config, &folder, &instance, &clock, &tasks, &store)
-        .await
-        .unwrap();
+    let started = collector::start(&config, &folder, &instance, &clock, &tasks, &store).await;
+    let registry = started.unwrap().registry;
     let endpoints = folder.endpoints().unwrap().unwrap();
     Running {
         clock,

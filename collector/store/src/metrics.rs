@@ -284,6 +284,10 @@ impl Metrics {
         self.writer.depth()
     }
 
+    pub(crate) async fn turn(&self) -> Result<(), StoreError> {
+        self.writer.turn().await
+    }
+
     pub(crate) fn failing(&self, now: Instant) -> Option<String> {
         let failing = self.writer.failing(now);
         failing.or_else(|| self.health.failing(now))

@@ -303,6 +303,16 @@ impl Store {
             .find_map(|failing| failing)
     }
 
+    /// Resolves once each writer has been at its queue. It is asked by one at a time.
+    pub async fn turn(&self) -> Result<(), StoreError> {
+        self.inner.control.turn().await?;
+        for parts in &self.inner.shards {
+            parts.writer.turn().await?;
+            parts.metrics.turn().await?;
+        }
+        Ok(())
+    }
+
     /// The shard a node lives in.
     #[must_use]
     pub fn shard_of(&self, node: NodeId) -> u16 {

@@ -95,6 +95,7 @@ enum Command<F> {
         reply: Reply,
     },
     Rebuild(oneshot::Sender<Result<(), StoreError>>),
+    Turn(oneshot::Sender<()>),
 }
 
 /// The way to a writer. Clones lead to the same one; it ends when the last is gone.
@@ -193,6 +194,13 @@ impl<F: Facts> Writer<F> {
         let (reply, done) = oneshot::channel();
         self.send(Command::Rebuild(reply)).await?;
         done.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Resolves once the thread has been at its queue.
+    pub(crate) async fn turn(&self) -> Result<(), StoreError> {
+        let (reply, done) = oneshot::channel();
+        self.send(Command::Turn(reply)).await?;
+        done.await.map_err(|_| StoreError::Closed)
     }
 
     async fn send(&self, command: Command<F>) -> Result<(), StoreError> {
@@ -308,6 +316,7 @@ impl<P: Projection> Core<P> {
                 Command::Rebuild(reply) => {
                     drop(reply.send(self.rebuild()));
                 }
+                Command::Turn(reply) => drop(reply.send(())),
             }
             if group.len() < GROUP && weight < usize::try_from(GROUP_KB).unwrap_or(usize::MAX) {
                 next = queue.try_recv().ok();

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Flags that say where the configuration is, before or after the command.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct SourceArgs {
     /// The configuration file, instead of the one in /etc/nexus
     #[arg(long, value_name = "FILE", global = true)]
@@ -48,6 +48,8 @@ pub struct Program {
     pub env_prefix: &'static str,
     /// Its keys.
     pub keys: &'static [Key],
+    /// Those that hold at once when the configuration is read anew; the others take a restart.
+    pub reloads: &'static [&'static str],
 }
 
 impl SourceArgs {

@@ -47,6 +47,13 @@ impl Fault {
         self
     }
 
+    /// What failed and why, in one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let Self { what, why, .. } = self;
+        format!("{what}: {why}").replace('\n', "; ")
+    }
+
     /// The process's exit code.
     #[must_use]
     pub fn exit_code(&self) -> u8 {

@@ -1,15 +1,17 @@
 //! The log: one line an event on stderr, as text for people or as JSON for machines.
 //!
-//! `NEXUS_LOG` filters by module: `info`, `warn,nexus_agent=debug`. Output of a program proper goes
-//! to stdout; nothing here ever writes there.
+//! `log.filter` filters by module: `info`, `warn,nexus_agent=debug`; the variable `NEXUS_LOG` comes before it. Output of a
+//! program proper goes to stdout; nothing here ever writes there.
 
 use std::{fmt, io::IsTerminal, str::FromStr};
 
 use tracing::Subscriber;
 use tracing_subscriber::{
-    Layer, filter::Targets, fmt::MakeWriter, layer::SubscriberExt, registry::LookupSpan,
+    Layer, Registry, fmt::MakeWriter, layer::SubscriberExt, registry::LookupSpan, reload,
     util::SubscriberInitExt,
 };
+
+pub use tracing_subscriber::filter::Targets;
 
 /// The environment variable that filters the log.
 pub const FILTER_VARIABLE: &str = "NEXUS_LOG";
@@ -56,31 +58,74 @@ pub enum LogError {
     /// No such format.
     #[error("`{0}` is no log format; choose text or json")]
     Format(String),
+    /// No such filter.
+    #[error("`{text}` is no filter such as `info` or `warn,nexus_agent=debug`")]
+    Filter {
+        /// As it was given.
+        text: String,
+        /// Why not.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// The log is gone.
+    #[error("the filter cannot be changed")]
+    Change(#[source] reload::Error),
     /// The process has a subscriber already.
     #[error("the log is set up already")]
     Twice(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// Sends the process's events to stderr. `default` is the filter when `NEXUS_LOG` is unset or empty; one
-/// that cannot be read is reported in the log and `default` used, since a typo should not stop a daemon.
-pub fn init(format: Format, default: &Targets) -> Result<(), LogError> {
-    let wanted = std::env::var(FILTER_VARIABLE).unwrap_or_default();
-    let (filter, fault) = match wanted.trim() {
-        "" => (default.clone(), None),
-        text => match text.parse::<Targets>() {
-            Ok(filter) => (filter, None),
-            Err(error) => (default.clone(), Some(error)),
+/// Changes what is logged.
+#[derive(Debug, Clone)]
+pub struct Filter(reload::Handle<Targets, Registry>);
+
+impl Filter {
+    /// Logs by this filter from now on, unless `NEXUS_LOG` is set.
+    pub fn set(&self, wanted: &Targets) -> Result<(), LogError> {
+        match by_variable() {
+            Some(_) => Ok(()),
+            None => self.0.reload(wanted.clone()).map_err(LogError::Change),
+        }
+    }
+}
+
+/// What the setting `log.filter` says; `default` when it says nothing.
+pub fn filter(setting: &str, default: &Targets) -> Result<Targets, LogError> {
+    match setting.trim() {
+        "" => Ok(default.clone()),
+        text => text.parse().map_err(|source| LogError::Filter {
+            text: text.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// What `NEXUS_LOG` says, if anything.
+fn by_variable() -> Option<String> {
+    let wanted = std::env::var(FILTER_VARIABLE).ok()?;
+    (!wanted.trim().is_empty()).then_some(wanted)
+}
+
+/// Sends the process's events to stderr. `wanted` is the filter when `NEXUS_LOG` is unset or empty; a variable that cannot
+/// be read is reported in the log and `wanted` used, since a typo should not stop a daemon.
+pub fn init(format: Format, wanted: &Targets) -> Result<Filter, LogError> {
+    let (targets, fault) = match by_variable() {
+        None => (wanted.clone(), None),
+        Some(text) => match filter(&text, wanted) {
+            Ok(targets) => (targets, None),
+            Err(error) => (wanted.clone(), Some(error)),
         },
     };
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let (targets, handle) = reload::Layer::new(targets);
     tracing_subscriber::registry()
-        .with(layer(format, colour, std::io::stderr).with_filter(filter))
+        .with(layer(format, colour, std::io::stderr).with_filter(targets))
         .try_init()
         .map_err(LogError::Twice)?;
     if let Some(error) = fault {
-        tracing::warn!(%error, filter = wanted, "{FILTER_VARIABLE} cannot be read");
+        tracing::warn!(error = %crate::errors::chain(&error), "{FILTER_VARIABLE} cannot be read");
     }
-    Ok(())
+    Ok(Filter(handle))
 }
 
 /// `level` for our own modules and `warn` for everybody else's.

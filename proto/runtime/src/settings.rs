@@ -304,6 +304,20 @@ impl Settings {
             .map(|(name, (value, origin))| (*name, value, origin))
     }
 
+    /// The keys whose values are not those of `other`.
+    pub fn differing<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
+        self.iter()
+            .filter(|(name, value, _)| other.value(name) != *value)
+            .map(|(name, _, _)| name)
+    }
+
+    /// Takes the values of these keys from `other`.
+    pub fn take(&mut self, keys: &[&'static str], other: &Self) {
+        for key in keys {
+            self.values.insert(key, other.entry(key).clone());
+        }
+    }
+
     fn value(&self, key: &str) -> &Value {
         &self.entry(key).0
     }

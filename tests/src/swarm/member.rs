@@ -56,6 +56,7 @@ pub(super) fn config(params: &Params, number: usize) -> Config {
         helper: HelperConfig::default(),
         shutdown_timeout: Duration::from_secs(5),
         log_format: log::Format::Text,
+        log_filter: log::Targets::default(),
     }
 }
 

@@ -52,6 +52,7 @@ struct Append {
 enum Command {
     Append(Append),
     Trim(i64),
+    Turn(oneshot::Sender<()>),
 }
 
 /// The way to the writer; it ends when this is closed.
@@ -71,8 +72,8 @@ impl HeadWriter {
         gather: Duration,
     ) -> Result<Self, StoreError> {
         let health = Arc::<Health>::default();
-        // Trims come from one place, one at a time.
-        let (queue, commands) = sync_channel(QUEUE + 1);
+        // Trims come from one place, one at a time, and so do turns.
+        let (queue, commands) = sync_channel(QUEUE + 2);
         let path = head.path().to_owned();
         let core = Core {
             head,
@@ -119,6 +120,13 @@ impl HeadWriter {
     /// Removes rows up to `to`, between commits.
     pub(crate) fn trim(&self, to: i64) -> Result<(), StoreError> {
         self.send(Command::Trim(to))
+    }
+
+    /// Resolves once the thread has been at its queue.
+    pub(crate) async fn turn(&self) -> Result<(), StoreError> {
+        let (reply, done) = oneshot::channel();
+        self.send(Command::Turn(reply))?;
+        done.await.map_err(|_| StoreError::Closed)
     }
 
     fn send(&self, command: Command) -> Result<(), StoreError> {
@@ -205,6 +213,7 @@ impl Core {
         match command {
             Command::Append(append) => group.push(append),
             Command::Trim(to) => *trim = Some(to),
+            Command::Turn(reply) => drop(reply.send(())),
         }
     }
 
