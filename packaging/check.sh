@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tries the packages in dist/: what they hold, what lintian and rpmlint say, and what they do to a machine, which is a
-# fresh Debian root of its own. Needs root, debootstrap, lintian, rpmlint, and what repo.sh needs.
+# fresh Debian root of its own; repository and cloud-init's example too. Needs root, debootstrap, lintian, rpmlint, and what repo.sh needs.
 set -euo pipefail
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 cd "$(dirname "$0")/.."
@@ -168,6 +168,39 @@ inside nexus-agent version
 # Whoever asks for the client beside a collector loses nothing.
 inside apt-get --quiet=2 --yes install nexusctl >/dev/null
 there /usr/bin/nexus-collector /usr/bin/nexusctl
+
+step "cloud-init does what the example says"
+inside apt-get --quiet=2 --yes purge nexus-agent nexus-collector nexusctl >/dev/null
+echo "deb $mirror $VERSION_CODENAME main" >"$root/etc/apt/sources.list"
+inside apt-get --quiet=2 update
+inside apt-get --quiet=2 --yes --no-install-recommends install cloud-init gpg >"$work/log" 2>&1 || fail "cloud-init: $(tail "$work/log")"
+# Only what the example needs: the rest would change this machine's name and network.
+cat >"$root/etc/cloud/cloud.cfg" <<'END'
+datasource_list: [ NoCloud ]
+network: { config: disabled }
+apt: { preserve_sources_list: true }
+cloud_init_modules: [ write-files ]
+cloud_config_modules: [ apt-configure ]
+cloud_final_modules: [ package-update-upgrade-install ]
+END
+rm -f "$root"/etc/cloud/cloud.cfg.d/* "$root/etc/apt/sources.list"
+seed=$root/var/lib/cloud/seed/nocloud
+mkdir -p "$seed"
+echo 'instance-id: first' >"$seed/meta-data"
+sed "s/^/        /" "$root/srv/nexus/nexus.asc" >"$work/key"
+sed "s|https://packages.example.org/apt|file:/srv/nexus/apt|; /BEGIN PGP/,/END PGP/{/END PGP/r $work/key
+d}" packaging/examples/cloud-init.yaml >"$seed/user-data"
+inside cloud-init schema --config-file /var/lib/cloud/seed/nocloud/user-data
+for part in 'init --local' init 'modules --mode config' 'modules --mode final'; do
+    # shellcheck disable=SC2086 # words
+    inside cloud-init $part >"$work/log" 2>&1 || fail "cloud-init: $(tail "$work/log")"
+done
+[ "$(stat --format '%A %U' "$root/etc/nexus/enrol.token")" = "-rw------- root" ] || fail "who can read the token?"
+inside nexus-agent version
+
+step "an index that nobody signed is not believed"
+echo 'deb [signed-by=/srv/nexus/nexus.asc] file:/srv/nexus/apt stable main' >"$root/etc/apt/sources.list"
+rm -f "$root"/etc/apt/sources.list.d/*
 sed -i 's/^Description: .*/&, really/' "$root"/srv/nexus/apt/dists/stable/main/binary-*/Packages
 rm -f "$root"/srv/nexus/apt/dists/stable/main/binary-*/Packages.gz
 rm -rf "$root"/var/lib/apt/lists/*
