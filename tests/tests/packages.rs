@@ -1,0 +1,32 @@
+//! What the packages in `dist/` do on a machine with a real systemd, from the first `apt install` to the purge. Needs
+//! root, debootstrap, systemd-container, dpkg and iproute2, and `packaging/build.sh` before.
+
+// `cfg(test)` tells the lints that helpers in there are test code too.
+#[cfg(test)]
+#[path = "interop/cable.rs"]
+#[expect(dead_code, reason = "what else it can do, the other suite uses")]
+mod cable;
+#[cfg(test)]
+#[path = "packages/collector.rs"]
+mod collector;
+#[cfg(test)]
+#[path = "packages/debian.rs"]
+mod debian;
+#[cfg(test)]
+#[path = "packages/life.rs"]
+mod life;
+#[cfg(test)]
+#[path = "packages/machine.rs"]
+mod machine;
+#[cfg(test)]
+#[path = "packages/package.rs"]
+mod package;
+#[cfg(test)]
+#[path = "packages/sandbox.rs"]
+mod sandbox;
+#[cfg(test)]
+#[path = "packages/scene.rs"]
+mod scene;
+#[cfg(test)]
+#[path = "packages/unattended.rs"]
+mod unattended;

@@ -1,0 +1,60 @@
+//! The packages that `packaging/build.sh` left in `dist/`, and later versions of them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tokio::process::Command;
+
+use super::debian::succeeds;
+
+/// The repository.
+pub(super) const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// The deb of that package.
+pub(super) fn built(name: &str) -> PathBuf {
+    let dist = Path::new(HERE).join("dist");
+    let prefix = format!("{name}_");
+    let found = fs::read_dir(&dist).into_iter().flatten().flatten();
+    let mut debs = found.map(|entry| entry.path()).filter(|path| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        file.starts_with(&prefix) && file.ends_with(".deb")
+    });
+    let deb = debs.next();
+    deb.unwrap_or_else(|| panic!("no {name} in {}: run packaging/build.sh", dist.display()))
+}
+
+/// The same package with that added to its version, once its files have been changed.
+pub(super) async fn later(name: &str, added: &str, to: &Path, change: impl FnOnce(&Path)) {
+    let work = tempfile::tempdir().unwrap();
+    let tree = work.path().join("tree");
+    let mut unpack = Command::new("dpkg-deb");
+    succeeds(unpack.arg("--raw-extract").arg(built(name)).arg(&tree)).await;
+    let control = tree.join("DEBIAN/control");
+    let text = fs::read_to_string(&control).unwrap();
+    let version = version_in(&text);
+    let text = text.replace(
+        &format!("\nVersion: {version}\n"),
+        &format!("\nVersion: {version}{added}\n"),
+    );
+    fs::write(&control, text).unwrap();
+    change(&tree);
+    let mut pack = Command::new("dpkg-deb");
+    pack.args(["--build", "--root-owner-group", "-Znone"]);
+    succeeds(pack.arg(&tree).arg(to)).await;
+}
+
+/// The version of what was built.
+pub(super) async fn version(name: &str) -> String {
+    let mut ask = Command::new("dpkg-deb");
+    let text = succeeds(ask.arg("--field").arg(built(name)).arg("Version")).await;
+    text.trim().to_owned()
+}
+
+fn version_in(control: &str) -> &str {
+    let mut lines = control.lines();
+    lines
+        .find_map(|line| line.strip_prefix("Version: "))
+        .unwrap()
+}
