@@ -65,12 +65,13 @@ build_programs() {
 
 # As they are shipped. Cargo leaves its symbols to a program whose package has settings of its own in the profile.
 take_programs() {
-    local program
+    local program sections
     mkdir "$work/programs"
     for program in $packages; do
         strip --strip-all --remove-section=.comment -o "$work/programs/$program" "$programs/$program"
         check_hardening "$work/programs/$program"
-        readelf --sections "$work/programs/$program" | grep -q '\.dep-v0' || fail "$program has no list of its libraries"
+        sections=$(readelf --sections "$work/programs/$program")
+        grep -q '\.dep-v0' <<<"$sections" || fail "$program has no list of its libraries"
     done
 }
 

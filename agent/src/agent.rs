@@ -18,6 +18,7 @@ use nexus_proto::{
     ids::Lane,
     limits,
     record::{Body, Section},
+    time::Timestamp,
 };
 use nexus_runtime::{
     clock::Clock,
@@ -92,7 +93,11 @@ pub fn enroll(config: &Config, token: &str, force: bool, clock: &Clock) -> Outco
     if owner.is_some() && config.helper.used != Use::Never {
         drop(owner);
         let own = member.target(folder.incarnation());
-        pin_member(config, &member, &own, false, clock)?;
+        pin_member(config, &member, &own, None, clock).map_err(|fault| {
+            fault.hint(format!(
+                "{told}, but the helper refuses its jobs until `nexus-agent pin TOKEN` has been run"
+            ))
+        })?;
         told.push_str(", and pinned for the helper");
     }
     Ok(told)
@@ -104,7 +109,7 @@ pub fn pin(config: &Config, token: &str, clock: &Clock) -> Outcome<String> {
     let failed = |error: IdentityError| fault(what, &error);
     if !rustix::process::geteuid().is_root() {
         let why = "only root can say whom the helper may believe";
-        return Err(Fault::new(what, why));
+        return Err(Fault::new(what, why).hint("run it as root"));
     }
     let token = identity::read_token(token).map_err(failed)?;
     let (member, own) = {
@@ -117,7 +122,7 @@ pub fn pin(config: &Config, token: &str, clock: &Clock) -> Outcome<String> {
         (member, own)
     };
     identity::check_held(&member, &token, clock.now()).map_err(failed)?;
-    pin_member(config, &member, &own, true, clock)?;
+    pin_member(config, &member, &own, Some(clock.now()), clock)?;
     Ok(format!(
         "the helper runs jobs for {} ({}) in {}: those that are signed {} minutes from now or later",
         member.name,
@@ -131,12 +136,14 @@ fn pin_member(
     config: &Config,
     member: &Member,
     own: &Target,
-    used: bool,
+    since: Option<Timestamp>,
     clock: &Clock,
 ) -> Outcome {
     let folder = &config.helper.state_dir;
-    helper::pin::store(folder, member, own, clock.now()).map_err(|error| fault("pin", &error))?;
-    helper::begin_ledger(folder, used, clock)
+    helper::check_folder(folder)?;
+    let stored = helper::pin::store(folder, member, own, (clock.now(), since));
+    stored.map_err(|error| fault("pin", &error))?;
+    helper::begin_ledger(folder, clock)
 }
 
 /// Runs until told to stop. What a reload changes of the settings holds from then on.
@@ -511,7 +518,10 @@ async fn tidy(stop: CancellationToken) {
 
 /// Tells the collector, as an event, that the agent is being removed from this machine.
 pub fn leave(config: &Config, clock: &Clock) -> Outcome {
-    let _owner = AsOwner::of(&config.state_dir).map_err(|error| fault("leave", &error))?;
+    let failed = |error: IdentityError| fault("leave", &error);
+    identity::become_owner(&config.state_dir).map_err(failed)?;
+    // Without an identity there is nobody to tell, and nothing to make here.
+    Member::load(&config.state_dir).map_err(failed)?;
     let runtime = runtime()?;
     let result = runtime.block_on(say_farewell(config, clock));
     runtime.shutdown_timeout(Duration::from_millis(100));

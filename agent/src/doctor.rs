@@ -14,7 +14,7 @@ use std::fmt;
 
 use nexus_runtime::{clock::Clock, errors::chain, fault::Outcome};
 
-use crate::{agent::runtime, config::Config, identity::AsOwner, status};
+use crate::{agent::runtime, config::Config, identity::become_owner, status};
 
 /// How something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,14 +113,11 @@ impl IntoIterator for Findings {
 /// Looks at everything, in the order in which an agent needs it.
 pub fn examine(config: &Config, clock: &Clock) -> Outcome<Findings> {
     let mut found = Findings::default();
-    let _owner = match AsOwner::of(&config.state_dir) {
-        Ok(owner) => owner,
-        Err(error) => {
-            let hint = error.hint().unwrap_or_else(|| "run it as root".to_owned());
-            found.bad("state", chain(&error).to_string(), hint);
-            return Ok(found);
-        }
-    };
+    if let Err(error) = become_owner(&config.state_dir) {
+        let hint = error.hint().unwrap_or_else(|| "run it as root".to_owned());
+        found.bad("state", chain(&error).to_string(), hint);
+        return Ok(found);
+    }
     let runtime = runtime()?;
     if !folder::examine(config, &mut found) {
         return Ok(found);

@@ -69,6 +69,8 @@ pub struct Order {
     pub dispatch: Bytes,
     /// Who may sign, as far as this agent knows.
     pub trust: TrustUpdate,
+    /// What the executor said when it was asked whether it judges: nobody else has asked this machine's policy then.
+    pub judged: bool,
 }
 
 /// Why a run is stopped before its end.

@@ -109,6 +109,7 @@ pub fn run(config: &Config, file: &Path, clock: Clock) -> Outcome {
         )
     })?;
     check_settings(file)?;
+    check_folder(&config.helper.state_dir)?;
     let user = account(config)?;
     let door = socket::open(&config.helper.socket, user.gid).doing(what)?;
     memory::keep_the_heap_small();
@@ -142,11 +143,27 @@ fn check_settings(file: &Path) -> Outcome {
         places.push(entry.path());
     }
     places.push(drop_ins);
+    check_roots(places)
+}
+
+/// So is what says whom the helper believes, and what has run.
+pub(crate) fn check_folder(folder: &Path) -> Outcome {
+    let mut places: Vec<_> = ["identity", LEDGER, SCRIPTS]
+        .map(|name| folder.join(name))
+        .into();
+    places.push(folder.to_owned());
+    places.extend(folder.parent().map(Path::to_owned));
+    check_roots(places)
+}
+
+fn check_roots(places: Vec<PathBuf>) -> Outcome {
     for place in places {
         let metadata = match std::fs::metadata(&place) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(Fault::because("helper", &error)),
+            Err(error) => {
+                return Err(Fault::because(place.display().to_string(), &error));
+            }
         };
         if metadata.uid() != ROOT || metadata.mode() & 0o022 != 0 {
             let why = format!("{} can be written by others than root", place.display());
@@ -157,12 +174,11 @@ fn check_settings(file: &Path) -> Outcome {
     Ok(())
 }
 
-/// Makes the ledger that goes with a new pin: one that is gone later on was lost. `used`: whether jobs for this node may
-/// have run before, so that those that were signed until now must not.
-pub(crate) fn begin_ledger(folder: &Path, used: bool, clock: &Clock) -> Outcome {
+/// Makes the ledger that goes with a new pin: one that is gone later on was lost.
+pub(crate) fn begin_ledger(folder: &Path, clock: &Clock) -> Outcome {
     let place = folder.join(LEDGER);
     if !place.exists() {
-        Ledger::open(&place, used, clock.now()).doing("make the helper's ledger")?;
+        Ledger::open(&place, false, clock.now()).doing("make the helper's ledger")?;
     }
     Ok(())
 }
@@ -180,6 +196,10 @@ async fn serve(
     let folder = &config.helper.state_dir;
     nexus_pki::files::create_folder(folder).doing("make the helper's folder")?;
     let _lock = identity::lock(folder).doing("use the helper's folder")?;
+    {
+        let _pins = pin::hold(folder).doing("use the helper's folder")?;
+        identity::settle(folder).doing("use the helper's folder")?;
+    }
     let scripts = folder.join(SCRIPTS);
     exec::clean_scripts(&scripts).doing("clean the folder for scripts")?;
     let pins = Pins::new(folder);
@@ -318,6 +338,7 @@ async fn unneeded(works: &Works, connections: &Semaphore, lasting: bool) {
         if quiet >= limits::HELPER_IDLE && !lasting {
             return;
         }
+        works.let_go();
         if !used && round.is_multiple_of(TIDY) {
             memory::give_back();
             memory::give_back_code();

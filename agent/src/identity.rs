@@ -18,7 +18,7 @@ mod owner;
 mod renew;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -37,13 +37,13 @@ use nexus_pki::{
 };
 use nexus_proto::ids::{IdError, Incarnation};
 use nexus_transport::DialError;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 
-pub(crate) use self::member::{place, replace};
+pub(crate) use self::member::{place, replace, settle};
 pub use self::{
     enrol::{Enrolment, check_held, enrol, read_token},
     member::{Addresses, Member, Trust, told},
-    owner::AsOwner,
+    owner::{AsOwner, become_owner},
     renew::{RenewalClock, renew, renew_expired},
 };
 
@@ -212,6 +212,7 @@ impl StateFolder {
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
         files::create_folder(path)?;
         let lock = lock(path)?;
+        settle(path)?;
         let incarnation = match incarnation(path)? {
             Some(incarnation) => incarnation,
             None => {
@@ -253,19 +254,17 @@ impl StateFolder {
 /// The life of a state folder, if it has begun.
 pub fn incarnation(folder: &Path) -> Result<Option<Incarnation>, IdentityError> {
     let path = folder.join(INCARNATION);
-    match fs::read_to_string(&path) {
-        Ok(text) => match text.trim().parse() {
-            Ok(incarnation) => Ok(Some(incarnation)),
-            Err(_) => Err(IdentityError::Content {
-                path,
-                what: "incarnation",
-            }),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(IdentityError::Io {
-            action: "read",
+    let bytes = match files::read_public(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_missing() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    match text.trim().parse() {
+        Ok(incarnation) => Ok(Some(incarnation)),
+        Err(_) => Err(IdentityError::Content {
             path,
-            source,
+            what: "incarnation",
         }),
     }
 }
@@ -284,6 +283,9 @@ impl Drop for Lock {
     }
 }
 
+/// A pipe in place of a lock would keep whoever opens it waiting.
+const AT_ONCE: i32 = OFlags::NONBLOCK.bits().cast_signed();
+
 /// Whether an agent has the folder. Changes nothing.
 pub(crate) fn is_in_use(folder: &Path) -> Result<bool, IdentityError> {
     let path = folder.join(LOCK);
@@ -292,7 +294,11 @@ pub(crate) fn is_in_use(folder: &Path) -> Result<bool, IdentityError> {
         path: path.clone(),
         source,
     };
-    let file = match File::open(&path) {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(AT_ONCE)
+        .open(&path);
+    let file = match file {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(fail("open", error)),
@@ -306,13 +312,19 @@ pub(crate) fn is_in_use(folder: &Path) -> Result<bool, IdentityError> {
 
 /// Takes a folder for this process.
 pub(crate) fn lock(folder: &Path) -> Result<Lock, IdentityError> {
-    let path = folder.join(LOCK);
+    lock_by(folder, LOCK)
+}
+
+/// The same by another file there.
+pub(crate) fn lock_by(folder: &Path, name: &str) -> Result<Lock, IdentityError> {
+    let path = folder.join(name);
     let mut options = OpenOptions::new();
     let file = options
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(AT_ONCE)
         .open(&path);
     let file = file.map_err(|source| IdentityError::Io {
         action: "open",

@@ -377,6 +377,10 @@ impl Shared {
                     tracing::warn!(job = %key.job, killed, "a run ended unseen, nothing of it is left");
                     return;
                 }
+                Err(error) if error.forbidden => {
+                    tracing::error!(job = %key.job, %error, "a run became another user's, and goes on unseen");
+                    return;
+                }
                 Err(error) => {
                     tracing::error!(job = %key.job, %error, "a run cannot be settled");
                     tokio::time::sleep(KILL_AGAIN).await;

@@ -17,7 +17,7 @@ use nexus_runtime::{
 
 use crate::{
     config::Config,
-    identity::{self, AsOwner, IdentityError, Member},
+    identity::{self, IdentityError, Member},
     session::State,
 };
 
@@ -99,7 +99,9 @@ pub(crate) fn of(folder: &Path) -> Result<Status, IdentityError> {
 }
 
 fn parse(text: &str) -> Option<Kept> {
-    let mut lines = text.lines().map(str::to_owned);
+    // The agent's own words: what it says to a terminal is text.
+    let visible = |line: &str| line.replace(char::is_control, " ");
+    let mut lines = text.lines().map(visible);
     Some(Kept {
         process: lines.next()?,
         since: lines.next()?,
@@ -118,7 +120,7 @@ pub fn report(config: &Config, clock: &Clock) -> Outcome<(String, Outcome)> {
         }
     };
     let dir = config.state_dir.as_path();
-    let _owner = AsOwner::of(dir).map_err(failed)?;
+    identity::become_owner(dir).map_err(failed)?;
     let member = Member::load(dir).map_err(failed)?;
     let status = of(dir).map_err(failed)?;
     let text = format!(
@@ -145,5 +147,7 @@ mod tests {
         let kept = parse("12\n2026-01-01T00:00:00Z\nconnected to a\n").unwrap();
         assert!(Status::Said(kept).is_well());
         assert_eq!(parse("12\n2026-01-01T00:00:00Z"), None);
+        let kept = parse("12\n2026-01-01T00:00:00Z\nconnected \u{1b}]0;x\u{7}\n").unwrap();
+        assert_eq!(kept.words, "connected  ]0;x ");
     }
 }

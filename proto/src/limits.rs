@@ -136,6 +136,8 @@ pub const HELPER_OUTPUT_BYTES: usize = 512 * 1024;
 pub const HELPER_IDLE: Duration = Duration::from_secs(30);
 /// How long a helper keeps the output of a run that has ended for an agent that does not come for it.
 pub const HELPER_KEEPS: Duration = Duration::from_secs(3600);
+/// How long an agent asks for a run at a helper that does not answer, until it reports it `unknown`.
+pub const HELPER_AWAY: Duration = Duration::from_secs(600);
 /// Bytes of a local policy.
 pub const LOCAL_POLICY_BYTES: usize = 256 * 1024;
 

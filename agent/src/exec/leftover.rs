@@ -19,8 +19,13 @@ const BETWEEN: Duration = Duration::from_millis(20);
 
 /// Processes that would not die.
 #[derive(Debug, thiserror::Error)]
-#[error("processes {0:?} of an earlier run cannot be killed")]
-pub struct Unkillable(pub Vec<u32>);
+#[error("processes {pids:?} of an earlier run cannot be killed")]
+pub struct Unkillable {
+    /// Which.
+    pub pids: Vec<u32>,
+    /// Only their own user, or root, could: trying again is no use.
+    pub forbidden: bool,
+}
 
 /// Kills everything left of a run and waits until it is gone.
 pub async fn kill(mark: &str, process: Option<&Process>) -> Result<usize, Unkillable> {
@@ -32,25 +37,31 @@ pub async fn kill(mark: &str, process: Option<&Process>) -> Result<usize, Unkill
         stat(process.pid).is_none_or(|stat| stat.start_ticks == process.start_ticks)
     });
     let mut seen = std::collections::BTreeSet::new();
+    let mut forbidden = false;
     for _ in 0..ROUNDS {
         let members = members(mark, process);
         if members.is_empty() {
             return Ok(seen.len());
         }
+        forbidden = true;
         for (pid, ticks) in members {
-            if let Err(error) = kill_one(pid, ticks) {
+            let killed = kill_one(pid, ticks);
+            forbidden &=
+                matches!(&killed, Err(error) if error.kind() == io::ErrorKind::PermissionDenied);
+            if let Err(error) = killed
+                && seen.insert(pid)
+            {
                 tracing::warn!(pid, %error, "cannot kill what is left of a run");
             }
             seen.insert(pid);
         }
         sleep(BETWEEN).await;
     }
-    Err(Unkillable(
-        members(mark, process)
-            .into_iter()
-            .map(|(pid, _)| pid)
-            .collect(),
-    ))
+    let left = members(mark, process).into_iter();
+    Err(Unkillable {
+        pids: left.map(|(pid, _)| pid).collect(),
+        forbidden,
+    })
 }
 
 /// The id of this boot.

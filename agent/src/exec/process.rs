@@ -76,6 +76,9 @@ pub enum StartError {
     /// The agent may not become somebody else.
     #[error("without its helper, or root's rights, an agent cannot run something as `{0}`")]
     NotRoot(String),
+    /// It was cancelled before the helper was asked: nothing ran.
+    #[error("{0}")]
+    Cancelled(String),
     /// The helper says no: nothing ran.
     #[error("{0}")]
     Refused(String),

@@ -34,6 +34,8 @@ use crate::exec::{Boxed, Executing, Executor, Order, Plan, StartError, Starter, 
 const AGAIN: Duration = Duration::from_millis(500);
 /// Tries to begin something with it, or to pass something on.
 const TRIES: u32 = 20;
+/// A helper that starts beside the agent has its socket by then.
+const APPEARS: Duration = Duration::from_secs(10);
 
 /// Whether jobs go to the helper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,6 +94,15 @@ impl Delegate {
             Use::Auto => self.link.socket.exists(),
         }
     }
+
+    async fn will_have_helper(&self) -> bool {
+        let appears = async {
+            while !self.has_helper() {
+                sleep(AGAIN).await;
+            }
+        };
+        self.used != Use::Never && timeout(APPEARS, appears).await.is_ok()
+    }
 }
 
 impl Executor for Delegate {
@@ -101,7 +112,7 @@ impl Executor for Delegate {
         plan: Plan,
         stop: Boxed<'static, Stop>,
     ) -> Boxed<'_, Result<Box<dyn Executing>, StartError>> {
-        if !self.has_helper() {
+        if !order.judged {
             return self.own.start_plan(plan);
         }
         self.link.learn(order.trust.clone());
@@ -118,7 +129,7 @@ impl Executor for Delegate {
 
     fn attach(&self, run: RunKey) -> Boxed<'_, Option<Box<dyn Executing>>> {
         Box::pin(async move {
-            if !self.has_helper() {
+            if !self.will_have_helper().await {
                 return None;
             }
             let attached = HelperRun::attach(Arc::clone(&self.link), run).await;
@@ -241,7 +252,7 @@ async fn answer(frames: &mut Frames) -> io::Result<from_helper::Kind> {
         // What it does to those it does not serve.
         None => Err(io::Error::new(
             io::ErrorKind::UnexpectedEof,
-            "it closed the connection; it serves the user that helper.user names, and nobody else",
+            "it closed the connection: it serves the user that helper.user names and nobody else, on at most 32 connections",
         )),
     }
 }

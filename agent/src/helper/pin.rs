@@ -1,7 +1,8 @@
 //! Whom the helper believes: what root has pinned, and what the signers pinned then have signed since.
 //!
 //! ```text
-//! DIR/identity/pin        lines `KEY VALUE`: who this node is, of which fleet, and when that was pinned
+//! DIR/identity/pin        lines `KEY VALUE`: who this node is, of which fleet, when that was pinned, and, where the agent
+//!                         may have run jobs before, `since` when the helper runs what is signed
 //! DIR/identity/policy     the signer policy, freshness: the newest statement about it
 //! ```
 //! Only root writes there: `nexus-agent enroll` and `nexus-agent pin`, both by a join token that root was given. The
@@ -9,6 +10,8 @@
 //! of the signers held before has signed them.
 
 use std::{
+    collections::BTreeMap,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -16,7 +19,8 @@ use std::{
 use nexus_pki::{files, merkle::Target};
 use nexus_proto::time::Timestamp;
 
-use crate::identity::{self, IdentityError, Member, Trust};
+use crate::exec::users;
+use crate::identity::{self, IdentityError, Lock, Member, Trust};
 
 const PIN: &str = "pin";
 
@@ -24,6 +28,8 @@ const PIN: &str = "pin";
 #[derive(Debug)]
 pub(crate) struct Pin {
     pub(crate) own: Target,
+    /// What was signed no later than this may have run before there was a helper.
+    pub(crate) since: Timestamp,
     pub(crate) trust: Trust,
 }
 
@@ -32,10 +38,16 @@ pub(crate) fn store(
     folder: &Path,
     member: &Member,
     own: &Target,
-    now: Timestamp,
+    when: (Timestamp, Option<Timestamp>),
 ) -> Result<(), IdentityError> {
     files::create_folder(folder)?;
-    write(folder, own, &member.trust_domain, &member.trust, now)
+    let _pins = hold(folder)?;
+    write(folder, own, &member.trust_domain, &member.trust, when)
+}
+
+/// Keeps others from changing pin or policy meanwhile.
+pub(super) fn hold(folder: &Path) -> Result<Lock, IdentityError> {
+    identity::lock_by(folder, "pin.lock")
 }
 
 pub(super) fn write(
@@ -43,12 +55,15 @@ pub(super) fn write(
     own: &Target,
     trust_domain: &str,
     trust: &Trust,
-    now: Timestamp,
+    (now, since): (Timestamp, Option<Timestamp>),
 ) -> Result<(), IdentityError> {
-    let text = format!(
+    let mut text = format!(
         "node {}\nname {}\nincarnation {}\ntrust-domain {trust_domain}\npinned {now}\n",
         own.node, own.name, own.incarnation
     );
+    if let Some(since) = since {
+        text.push_str(&format!("since {since}\n"));
+    }
     identity::replace(folder, |new| {
         files::write_private(new, PIN, text.as_bytes())?;
         trust.store(new)
@@ -78,6 +93,9 @@ impl Pins {
     pub(super) fn current(&self) -> Result<Arc<Pin>, IdentityError> {
         let dir = identity::place(&self.folder)?;
         let path = dir.join(PIN);
+        for place in [self.folder.as_path(), &dir, &path] {
+            check_own(place)?;
+        }
         let text = files::read_private(&path)?;
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, pin)) = &*held
@@ -85,10 +103,11 @@ impl Pins {
         {
             return Ok(Arc::clone(pin));
         }
-        let (own, trust_domain) =
+        let (own, trust_domain, since) =
             parse(&text).ok_or(IdentityError::Content { path, what: "pin" })?;
         let pin = Arc::new(Pin {
             own,
+            since,
             trust: Trust::load(&dir, &trust_domain)?,
         });
         *held = Some((text, Arc::clone(&pin)));
@@ -96,19 +115,44 @@ impl Pins {
     }
 }
 
-fn parse(text: &[u8]) -> Option<(Target, String)> {
+/// Who may write there could say whom the helper believes. The helper is root.
+fn check_own(path: &Path) -> Result<(), IdentityError> {
+    let own = rustix::process::geteuid().as_raw();
+    let owner = std::fs::metadata(path).map(|metadata| metadata.uid());
+    let owner = owner.map_err(|source| IdentityError::Io {
+        action: "examine",
+        path: path.to_owned(),
+        source,
+    })?;
+    if owner == own {
+        return Ok(());
+    }
+    Err(IdentityError::Foreign {
+        path: path.to_owned(),
+        owner: users::shown(owner),
+        own: users::shown(own),
+    })
+}
+
+fn parse(text: &[u8]) -> Option<(Target, String, Timestamp)> {
     let text = std::str::from_utf8(text).ok()?;
-    let value = |key: &str| {
-        let mut values = text.lines().filter_map(|line| {
-            let (name, value) = line.split_once(' ')?;
-            (name == key).then_some(value)
-        });
-        values.next()
+    let mut values = BTreeMap::new();
+    for line in text.lines() {
+        let (name, value) = line.split_once(' ')?;
+        // Of two, nobody could say which counts.
+        if values.insert(name, value).is_some() {
+            return None;
+        }
+    }
+    let value = |key: &str| values.get(key).copied();
+    let since = match value("since") {
+        Some(since) => since.parse().ok()?,
+        None => Timestamp(i64::MIN),
     };
     let own = Target {
         node: value("node")?.parse().ok()?,
         name: value("name")?.to_owned(),
         incarnation: value("incarnation")?.parse().ok()?,
     };
-    Some((own, value("trust-domain")?.to_owned()))
+    Some((own, value("trust-domain")?.to_owned(), since))
 }

@@ -36,7 +36,7 @@ use tokio::{
 };
 
 use super::{
-    pin::{Pin, Pins},
+    pin::{self, Pin, Pins},
     shelf::Shelf,
 };
 use crate::{
@@ -128,7 +128,10 @@ impl Works {
     /// Takes newer signed documents, as far as they are signed by whom this helper believes.
     pub(super) fn trust(&self, update: wire::TrustUpdate) {
         let shared = &self.0;
-        let Ok(pin) = shared.around.pins.current() else {
+        let pins = &shared.around.pins;
+        // Not into the folder of a pin that is just being replaced.
+        let held = pin::hold(pins.folder()).and_then(|held| Ok((held, pins.current()?)));
+        let Ok((_held, pin)) = held else {
             return;
         };
         let before = pin.trust.state();
@@ -241,6 +244,17 @@ impl Works {
                         && now.saturating_duration_since(at) < limits::HELPER_KEEPS
                 }
             })
+    }
+
+    /// Lets go of the output of runs that ended long ago and no agent came for. How they ended stays in the ledger, which
+    /// counts that output as dropped.
+    pub(super) fn let_go(&self) {
+        let now = self.0.around.clock.instant();
+        self.0.works().retain(|_, work| {
+            work.shelf
+                .ended()
+                .is_none_or(|at| now.saturating_duration_since(at) < limits::HELPER_KEEPS)
+        });
     }
 
     /// Begins nothing any more, stops all programs and waits for their ends.

@@ -211,7 +211,7 @@ pub(super) fn refused(status: &Status) -> IdentityError {
     }
 }
 
-fn check_name(name: &str) -> Result<(), IdentityError> {
+pub(super) fn check_name(name: &str) -> Result<(), IdentityError> {
     let fits = (1..=limits::NAME_BYTES).contains(&name.len())
         && name
             .chars()

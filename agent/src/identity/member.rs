@@ -23,7 +23,7 @@ use nexus_proto::{
 use nexus_runtime::errors::chain;
 use prost::Message as _;
 
-use super::IdentityError;
+use super::{IdentityError, enrol::check_name};
 
 pub(super) const FOLDER: &str = "identity";
 const NEW_FOLDER: &str = "identity.new";
@@ -244,6 +244,7 @@ impl Member {
             IdentityError::Content { path, what }
         })?;
         let name = text(&dir, "name")?.trim().to_owned();
+        check_name(&name)?;
         // Whatever became of what a collector said, the agent can ask anew.
         let addresses = match lines_of(&dir, "enrolled") {
             Ok(enrolled) => Addresses {
@@ -325,18 +326,23 @@ impl Member {
     }
 }
 
-/// Where the identity is in a folder of state.
+/// Where the identity is in a folder of state, which may be between the two renames of a replacement.
 pub(crate) fn place(folder: &Path) -> Result<PathBuf, IdentityError> {
-    let dir = folder.join(FOLDER);
-    if !dir.exists() {
-        // A crash between the two renames of a replacement.
-        if folder.join(OLD_FOLDER).exists() {
-            rename(&folder.join(OLD_FOLDER), &dir)?;
-        } else {
-            return Err(IdentityError::NotEnrolled(folder.to_owned()));
-        }
+    let mut places = [FOLDER, OLD_FOLDER]
+        .map(|name| folder.join(name))
+        .into_iter();
+    places
+        .find(|dir| dir.exists())
+        .ok_or_else(|| IdentityError::NotEnrolled(folder.to_owned()))
+}
+
+/// Undoes a replacement that a crash ended between its two renames. For whoever has the folder to themselves.
+pub(crate) fn settle(folder: &Path) -> Result<(), IdentityError> {
+    let (old, dir) = (folder.join(OLD_FOLDER), folder.join(FOLDER));
+    if old.exists() && !dir.exists() {
+        rename(&old, &dir)?;
     }
-    Ok(dir)
+    Ok(())
 }
 
 /// Replaces the identity in a folder of state by what `fill` writes: whole, or not at all.
@@ -349,6 +355,7 @@ pub(crate) fn replace(
         folder.join(OLD_FOLDER),
         folder.join(FOLDER),
     );
+    settle(folder)?;
     remove_all(&new)?;
     files::create_folder(&new)?;
     fill(&new)?;

@@ -17,6 +17,24 @@ use rustix::{
 use super::IdentityError;
 use crate::exec::users;
 
+/// This process becomes the owner of a folder, for good: what it goes on to do, it can do to nobody else. Called while
+/// there is no other thread.
+pub fn become_owner(path: &Path) -> Result<(), IdentityError> {
+    let Some(acting) = AsOwner::of(path)? else {
+        return Ok(());
+    };
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    set_thread_res_gid(gid, gid, gid)
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .map_err(|error| IdentityError::Owner {
+            path: path.to_owned(),
+            source: error.into(),
+        })?;
+    // There is no way back to take.
+    std::mem::forget(acting);
+    Ok(())
+}
+
 /// The present thread, and those it starts, act as the owner of a folder until this is dropped.
 #[derive(Debug)]
 pub struct AsOwner {

@@ -71,7 +71,8 @@ impl Shared {
             Ok(dispatch) => dispatch,
             Err(reason) => return rejected(reason),
         };
-        if let Err(reason) = self.allowed(job) {
+        let judged = around.executor.judges();
+        if !judged && let Err(reason) = self.allowed(job) {
             return rejected(reason);
         }
         let started = self.ledger().start(key, at);
@@ -94,12 +95,17 @@ impl Shared {
             run: key,
             dispatch,
             trust: around.trust.documents(),
+            judged,
         };
         let stop = Box::pin(stop_of(halts.clone()));
         let execution = match around.executor.start(order, plan, stop).await {
             Ok(execution) => execution,
             Err(StartError::Stopped) => return None,
             Err(StartError::Refused(reason)) => return rejected(reason),
+            Err(StartError::Cancelled(reason)) => {
+                let now = around.clock.now();
+                return Some(ended(key, RunOutcome::Cancelled, reason, at, now));
+            }
             Err(StartError::Over(ending)) => {
                 return Some(finished(key, *ending, at, around.clock.now()));
             }
@@ -146,6 +152,7 @@ impl Shared {
     ) -> Option<Finished> {
         let mut stopping = halts.clone();
         let attached = tokio::select! {
+            biased;
             attached = self.around.executor.attach(key) => attached,
             _ = stopping.wait_for(|halt| *halt == Some(Halt::Stopped)) => return None,
         };
@@ -261,11 +268,7 @@ impl Shared {
     /// Whether this machine's policy lets the job run as the agent's own user, or whom it names. A helper asks it
     /// itself; without one it counts where there is one.
     fn allowed(&self, job: &Job) -> Result<(), String> {
-        let around = &self.around;
-        if around.executor.judges() {
-            return Ok(());
-        }
-        let policy = match local_policy::load(&around.policy, 0) {
+        let policy = match local_policy::load(&self.around.policy, 0) {
             Ok(policy) => policy,
             Err(PolicyError::Missing(_)) => return Ok(()),
             Err(error) => return Err(chain(&error).to_string()),

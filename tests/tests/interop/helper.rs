@@ -1,12 +1,19 @@
 //! An agent that is nobody and a helper that is root: what jobs may through it, and that they outlive the agent.
 
-use std::fs;
+use std::{fs, os::unix::fs::chown};
 
+use bytes::Bytes;
+use nexus_agent::{
+    exec::leftover,
+    ledger::{Ledger, Process},
+};
+use nexus_proto::ids::{JobId, RunKey};
+use nexus_runtime::clock::Clock;
 use nexus_tests::{
     fleet::{Fleet, SOON},
     helper::{AGENT, ANYTHING, Helper},
     poll,
-    process::Process,
+    process::{self, Process as Started},
 };
 use serde_json::Value;
 
@@ -39,7 +46,7 @@ impl Split {
         run
     }
 
-    async fn start(&self, script: &str) -> Process {
+    async fn start(&self, script: &str) -> Started {
         let log = self.fleet.dir().join("run.log");
         let args = ["run", "--yes", "--all", "--", "sh", "-c", script];
         let job = self.fleet.ctl.start(&args, &log).await.unwrap();
@@ -329,4 +336,77 @@ async fn all_output_comes_through_and_a_run_can_be_ended() {
         said.contains("1 cancelled") && said.contains("w-stopped"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn an_agent_that_had_no_helper_is_pinned_by_a_token_and_runs_nothing_from_before() {
+    let mut fleet = Fleet::new(&[]).await.unwrap();
+    let mut helper = Helper::new(fleet.dir()).unwrap();
+    let mut agent = helper.agent("alpha", &["interval=1s"]).unwrap();
+    let token = fleet.token(&[]).await.unwrap();
+    agent.enroll(&token).await.unwrap();
+    // As if it had enrolled as its own user.
+    fs::remove_dir_all(helper.state()).unwrap();
+    helper.start().await.unwrap();
+    Helper::start_agent(&mut agent).await.unwrap();
+    let mut pin = agent.command().await.unwrap();
+    fleet.agents.push(agent);
+    fleet.connected("alpha").await.unwrap();
+    let split = Split { fleet, helper };
+    let run = split.run(&[], &["true"]).await;
+    let reason = run["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("nexus-agent pin TOKEN"), "{run}");
+
+    let token = split.fleet.token(&[]).await.unwrap();
+    let output = process::run(pin.args(["pin", "-"]), token.as_bytes());
+    let output = output.await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        said.contains("signed 5 minutes from now or later"),
+        "{said}"
+    );
+    // The helper knew no job before the pin, and the agent may have.
+    let run = split.run(&[], &["true"]).await;
+    assert_eq!(run["state"], "rejected", "{run}");
+    let reason = run["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("no longer known"), "{run}");
+}
+
+#[tokio::test]
+async fn root_that_removes_an_agent_kills_nothing_the_agent_names() {
+    let mut split = Split::new().await;
+    split.end_agent(false).await;
+    let mut victim = tokio::process::Command::new("setsid")
+        .args(["sleep", "100"])
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let pid = victim.id().unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let start_ticks = stat.split(' ').nth(21).unwrap().parse().unwrap();
+    let boot_id = leftover::boot_id().unwrap();
+    // What an agent that was taken over would leave: runs of its own that are a process of root's.
+    let agent = &split.fleet.agents[0];
+    let now = Clock::system().now();
+    let mut ledger = Ledger::open(&agent.dir().join("ledger"), true, now).unwrap();
+    for _ in 0..8 {
+        let process = Process {
+            pid,
+            start_ticks,
+            boot_id: boot_id.clone(),
+        };
+        let run = RunKey::once(JobId::random());
+        ledger.receive(run, now.after(SOON), Bytes::new()).unwrap();
+        ledger.start(run, now).unwrap();
+        ledger.process(run, process).unwrap();
+    }
+    drop(ledger);
+    for entry in fs::read_dir(agent.dir().join("ledger")).unwrap() {
+        chown(entry.unwrap().path(), Some(AGENT), Some(AGENT)).unwrap();
+    }
+    let mut leave = agent.command().await.unwrap();
+    let output = process::run(leave.arg("leave"), b"").await.unwrap();
+    assert!(victim.try_wait().unwrap().is_none(), "{output:?}");
+    victim.kill().await.unwrap();
 }

@@ -85,16 +85,24 @@ impl Scene {
 
     /// What `nexus-agent enroll` writes as root.
     pub(super) fn pin(&self) {
+        self.pin_since(None);
+    }
+
+    /// What `nexus-agent pin` writes, with the time from which on jobs count.
+    pub(super) fn pin_since(&self, since: Option<Timestamp>) {
         let state = self.helper.state();
         let identity = state.join("identity");
         files::create_folder(&identity).unwrap();
-        let pin = format!(
+        let mut pin = format!(
             "node {}\nname {}\nincarnation {}\ntrust-domain {DOMAIN}\npinned {}\n",
             self.own.node,
             self.own.name,
             self.own.incarnation,
             now()
         );
+        if let Some(since) = since {
+            pin.push_str(&format!("since {since}\n"));
+        }
         files::write_private(&identity, "pin", pin.as_bytes()).unwrap();
         let envelope = self.policy.envelope().encode_to_vec();
         files::write_private(&identity, "policy", &envelope).unwrap();

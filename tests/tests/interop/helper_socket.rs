@@ -223,12 +223,31 @@ async fn without_a_pin_nothing_runs_until_root_makes_one() {
     // At once: the helper need not be started anew.
     scene.pin();
     scene.ran(&scene.start(&good));
-    // One that others can read or write counts for nothing.
-    let pin = scene.helper.state().join("identity").join("pin");
-    std::os::unix::fs::chown(&pin, Some(AGENT), None).unwrap();
+    // What was signed before the agent had a helper may have run already.
+    scene.pin_since(Some(now()));
     scene.refused(
         &scene.start(&scene.dispatch(&scene.job())),
-        "whom to believe",
+        "no longer known",
+    );
+    // One that others can read or write counts for nothing, whatever the folders around it.
+    scene.pin();
+    let identity = scene.helper.state().join("identity");
+    for path in [identity.join("pin"), identity, scene.helper.state()] {
+        std::os::unix::fs::chown(&path, Some(AGENT), None).unwrap();
+        scene.refused(
+            &scene.start(&scene.dispatch(&scene.job())),
+            "whom to believe",
+        );
+    }
+    // And a helper does not start there.
+    scene.helper.stop().await.unwrap();
+    let mut command = scene.helper.command().await.unwrap();
+    let output = command.output().await.unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("can be written by others than root"),
+        "{said}"
     );
 }
 

@@ -5,10 +5,10 @@ use std::{io, sync::Arc};
 use nexus_proto::{
     helper::v1::{self as wire, from_helper, to_helper},
     ids::RunKey,
-    limits::OUTPUT_PIECE_BYTES,
+    limits::{HELPER_AWAY, OUTPUT_PIECE_BYTES},
     record::{Finished, OutputStream, RunOutcome},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{AGAIN, Link, TRIES, answer, ask};
 use crate::{
@@ -42,8 +42,18 @@ impl HelperRun {
         stop: Boxed<'static, Stop>,
     ) -> Result<Self, StartError> {
         let run = order.run;
+        let mut stop = stop;
+        let frames = tokio::select! {
+            frames = first(&link) => frames.map_err(StartError::NoHelper)?,
+            why = &mut stop => {
+                return Err(match why.hurried {
+                    true => StartError::Stopped,
+                    false => StartError::Cancelled(why.reason),
+                });
+            }
+        };
         tokio::select! {
-            begun = Self::begin(link, order) => begun,
+            begun = Self::begin(link, frames, order) => begun,
             // One that is only cancelled is stopped once it runs.
             () = agent_stops(stop) => {
                 tracing::info!(job = %run.job, "a run goes on without the agent");
@@ -52,9 +62,8 @@ impl HelperRun {
         }
     }
 
-    async fn begin(link: Arc<Link>, order: Order) -> Result<Self, StartError> {
+    async fn begin(link: Arc<Link>, mut frames: Frames, order: Order) -> Result<Self, StartError> {
         let run = order.run;
-        let mut frames = first(&link).await.map_err(StartError::NoHelper)?;
         let start = wire::Start {
             dispatch: order.dispatch,
         };
@@ -68,7 +77,9 @@ impl HelperRun {
             // It may have begun.
             Err(error) => {
                 tracing::warn!(job = %run.job, %error, "the helper is gone");
-                let (again, found) = ask_for(&link, run).await;
+                let Ok((again, found)) = ask_for(&link, run).await else {
+                    return Err(StartError::Lost);
+                };
                 frames = again;
                 found
             }
@@ -86,7 +97,7 @@ impl HelperRun {
 
     /// Finds one that was begun before; `None`: the helper knows nothing of it.
     pub(super) async fn attach(link: Arc<Link>, run: RunKey) -> Option<Self> {
-        let (frames, found) = ask_for(&link, run).await;
+        let (frames, found) = ask_for(&link, run).await.ok()?;
         let (identity, over) = match found {
             Found::Began(identity) => (identity, None),
             Found::Over(ending) => (
@@ -178,8 +189,8 @@ impl HelperRun {
                 }
             };
             let (frames, found) = match found {
-                Some(found) => found,
-                None => ask_for(&link, self.run).await,
+                Some(found) => found?,
+                None => ask_for(&link, self.run).await?,
             };
             self.frames = frames;
             match found {
@@ -258,12 +269,18 @@ async fn first(link: &Link) -> io::Result<Frames> {
     }
 }
 
-/// Asks what became of a run, however long it takes until somebody knows: it may be running.
-async fn ask_for(link: &Link, run: RunKey) -> (Frames, Found) {
+/// Asks what became of a run, for as long as a helper may be away: it may be running.
+async fn ask_for(link: &Link, run: RunKey) -> io::Result<(Frames, Found)> {
     let mut quiet = false;
+    let until = Instant::now() + HELPER_AWAY;
     loop {
         match try_ask_for(link, run).await {
-            Ok(found) => return found,
+            Ok(found) => return Ok(found),
+            Err(error) if Instant::now() >= until => {
+                let minutes = HELPER_AWAY.as_secs() / 60;
+                let text = format!("the helper was asked for {minutes} minutes: {error}");
+                return Err(io::Error::other(text));
+            }
             Err(error) if quiet => tracing::debug!(%error, "the helper does not answer"),
             Err(error) => {
                 tracing::warn!(job = %run.job, %error, "the helper does not say what became of a run; it is asked again");

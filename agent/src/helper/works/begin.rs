@@ -51,7 +51,7 @@ impl Shared {
                 freshness,
                 now,
                 horizon: ledger.horizon(),
-                since: ledger.since(),
+                since: ledger.since().max(pin.since),
                 active,
                 most: usize::try_from(limits::CONCURRENT_RUNS).unwrap_or(usize::MAX),
                 room: true,
