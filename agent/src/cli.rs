@@ -16,7 +16,7 @@ use nexus_runtime::{
 use crate::{
     agent,
     config::{self, Config},
-    doctor, helper,
+    doctor, helper, identity,
     local_policy::{self, PolicyError},
     status,
 };
@@ -55,6 +55,9 @@ enum Command {
         /// Replaces the identity that is there
         #[arg(long)]
         force: bool,
+        /// Does nothing where there is one, so that it may be said at each start
+        #[arg(long, conflicts_with = "force")]
+        if_new: bool,
     },
     /// Has the helper believe whom the agent here believes; for an agent that enrolled before there was a helper
     Pin {
@@ -117,8 +120,16 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             let loaded = cli.sources.load(PROGRAM, Strictness::Refuse)?;
             print(&loaded.settings.to_string())?;
         }
-        Command::Enroll { token, force } => {
+        Command::Enroll {
+            token,
+            force,
+            if_new,
+        } => {
             let config = configure(&cli.sources, Strictness::Refuse)?;
+            if if_new && identity::is_there(&config.state_dir) {
+                say("enrolled already");
+                return Ok(());
+            }
             log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
                 .doing("set up the log")?;
             let token = token.unwrap_or_else(token_at_hand);

@@ -47,6 +47,12 @@ pub use self::{
     renew::{RenewalClock, renew, renew_expired},
 };
 
+/// Whether an enrolment has come to its end here.
+#[must_use]
+pub fn is_there(dir: &Path) -> bool {
+    dir.join(member::FOLDER).exists()
+}
+
 const LOCK: &str = "lock";
 /// How often the lock is tried, and how long apart: two seconds in all.
 const LOCK_ATTEMPTS: u32 = 20;

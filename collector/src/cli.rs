@@ -39,7 +39,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Makes a new collector's state folder and prints the first one-time operator code
-    Init,
+    Init {
+        /// Does nothing where there is one, so that it may be said at each start
+        #[arg(long)]
+        if_new: bool,
+    },
     /// Runs the collector
     Serve,
     /// Checks the configuration without doing anything
@@ -90,9 +94,13 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             configure(&cli.sources)?;
             say("the configuration is valid");
         }
-        Command::Init => {
+        Command::Init { if_new } => {
             let config = configure(&cli.sources)?;
             owner::become_owner(&config.state_dir)?;
+            if if_new && init::is_done(&config) {
+                say("initialised already");
+                return Ok(());
+            }
             let code = init::init(&config, clock.now())?;
             print(&format!("{code}\n"))?;
         }

@@ -29,6 +29,12 @@ pub(crate) const RESET_KEY: &str = "stateless-reset.key";
 /// See [`RESET_KEY`].
 pub(crate) const CONNECTION_ID_KEY: &str = "connection-id.key";
 
+/// Whether the state folder is a collector's, whole and not half-made.
+pub(crate) fn is_done(config: &Config) -> bool {
+    let folder = Folder::new(&config.state_dir);
+    folder.instance().ok().flatten().is_some()
+}
+
 /// Makes everything a collector needs and returns the first operator's code.
 pub(crate) fn init(config: &Config, now: Timestamp) -> Outcome<String> {
     let folder = Folder::new(&config.state_dir);
