@@ -24,6 +24,8 @@ mod owner;
 mod pages;
 mod ports;
 mod reads;
+#[doc(hidden)]
+pub mod reference;
 mod refusals;
 mod request;
 mod sessions;

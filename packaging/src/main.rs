@@ -4,12 +4,20 @@
 //! ```text
 //! OUT/man/PROGRAM[-COMMAND].SECTION     OUT/completions/{bash,zsh,fish}/FILE     OUT/licences/PROGRAM
 //! ```
+//!
+//! And the pages in `docs/reference/`, which are kept in the repository: `--reference docs/reference`.
 
 mod completions;
 mod licences;
 mod manual;
+mod reference;
 
-use std::{ffi::OsString, fs, path::Path, process::ExitCode};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory as _, Parser};
 use nexus_runtime::{
@@ -23,8 +31,11 @@ use nexus_runtime::{
 #[command(name = "nexus-packaging", version)]
 struct Cli {
     /// The folder to put it in
-    #[arg(value_name = "OUT")]
-    out: std::path::PathBuf,
+    #[arg(value_name = "OUT", required_unless_present = "reference")]
+    out: Option<PathBuf>,
+    /// Writes the pages of the reference into this folder
+    #[arg(long, value_name = "DIR")]
+    reference: Option<PathBuf>,
 }
 
 /// A program as its package describes it.
@@ -79,7 +90,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
-    let out = Cli::try_parse_from(args).map_err(Ending::Clap)?.out;
+    let cli = Cli::try_parse_from(args).map_err(Ending::Clap)?;
+    if let Some(folder) = cli.reference {
+        reference::write(&folder)?;
+    }
+    let Some(out) = cli.out else { return Ok(()) };
     for program in programs() {
         manual::write(&program, &out.join("man"))?;
         completions::write(&program, &out.join("completions"))?;

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod fault;
 pub mod figure;
 pub mod fleet;
+pub mod handbook;
 pub mod helper;
 pub mod hostile;
 pub mod manager;

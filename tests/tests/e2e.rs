@@ -23,6 +23,9 @@ mod doctor;
 #[path = "e2e/endings.rs"]
 mod endings;
 #[cfg(test)]
+#[path = "e2e/handbook.rs"]
+mod handbook;
+#[cfg(test)]
 #[path = "e2e/inventory.rs"]
 mod inventory;
 #[cfg(test)]

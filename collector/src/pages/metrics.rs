@@ -277,6 +277,90 @@ impl Metrics {
     }
 }
 
+/// One series of every family, with nothing in its labels: families without any are not on the page.
+pub(crate) fn specimen() -> Metrics {
+    fn touch<L, M, C>(family: &Family<L, M, C>, labels: &L)
+    where
+        L: Clone + Eq + std::hash::Hash,
+        C: prometheus_client::metrics::family::MetricConstructor<M>,
+    {
+        drop(family.get_or_create(labels));
+    }
+    let metrics = Metrics::default();
+    // Named one by one, so that none is forgotten.
+    let Metrics {
+        sessions,
+        sessions_opened,
+        sessions_refused,
+        records_acked,
+        record_bytes,
+        dead_letters,
+        upload_credit,
+        commit_seconds: _,
+        queue_length,
+        queue_bytes,
+        queue_capacity,
+        queue_capacity_bytes,
+        commits_failed,
+        log_bytes: _,
+        metrics_bytes,
+        metrics_samples,
+        nodes: _,
+        nodes_in_trouble: _,
+        jobs_active: _,
+        jobs_submitted: _,
+        runs_ended,
+        dispatches: _,
+        enrolments,
+        connections,
+        connections_accepted,
+        handshakes_waiting: _,
+        connections_refused,
+        operator_calls,
+    } = &metrics;
+    let transport = ByTransport { transport: "" };
+    touch(sessions, &transport);
+    touch(sessions_opened, &transport);
+    let reason = ByReason { reason: "" };
+    touch(sessions_refused, &reason);
+    touch(enrolments, &reason);
+    let lane = ByLane { lane: "" };
+    for family in [records_acked, record_bytes, dead_letters] {
+        touch(family, &lane);
+    }
+    touch(upload_credit, &lane);
+    let queue = ByQueue {
+        queue: String::new(),
+    };
+    for family in [
+        queue_length,
+        queue_bytes,
+        queue_capacity,
+        queue_capacity_bytes,
+    ] {
+        touch(family, &queue);
+    }
+    touch(commits_failed, &queue);
+    touch(metrics_bytes, &ByFile { file: "" });
+    touch(metrics_samples, &ByResolution { resolution: "" });
+    touch(runs_ended, &ByState { state: "" });
+    let way = ByWay {
+        port: "",
+        transport: "",
+    };
+    touch(connections, &way);
+    touch(connections_accepted, &way);
+    touch(
+        connections_refused,
+        &ByPort {
+            port: "",
+            reason: "",
+        },
+    );
+    touch(operator_calls, &ByRpc { rpc: "", code: "" });
+    metrics
+}
+
 /// The page.
 pub(crate) fn page(registry: &Registry, format: Format) -> Result<String, std::fmt::Error> {
     let mut page = String::new();
