@@ -14,6 +14,9 @@ mod clones;
 #[path = "e2e/command_line.rs"]
 mod command_line;
 #[cfg(test)]
+#[path = "e2e/containers.rs"]
+mod containers;
+#[cfg(test)]
 #[path = "e2e/demo.rs"]
 mod demo;
 #[cfg(test)]

@@ -11,6 +11,9 @@ mod cable;
 #[path = "interop/clock.rs"]
 mod clock;
 #[cfg(test)]
+#[path = "interop/containers.rs"]
+mod containers;
+#[cfg(test)]
 #[path = "interop/damage.rs"]
 mod damage;
 #[cfg(test)]
