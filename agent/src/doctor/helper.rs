@@ -109,7 +109,8 @@ fn serves_us(name: &str, found: &mut Findings) -> bool {
 async fn answers(config: &Config, member: Option<&Member>, found: &mut Findings) -> bool {
     let what = "helper";
     let place = config.helper.socket.display();
-    let said = match helper::greet(&config.helper.socket).await {
+    let trust = member.map(|member| member.trust.documents());
+    let said = match helper::greet(&config.helper.socket, trust).await {
         Ok(said) => said,
         Err(error) => {
             let hint =
@@ -125,7 +126,7 @@ async fn answers(config: &Config, member: Option<&Member>, found: &mut Findings)
             "it answers at {place}, and refuses every job: {}",
             said.refuses
         );
-        let hint = match said.node.is_empty() {
+        let hint = match said.node.is_empty() || said.refuses.contains("signer policy") {
             true => pin.to_owned(),
             false => "`nexus-agent check-config` names the mistakes of a policy".to_owned(),
         };

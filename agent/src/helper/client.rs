@@ -207,9 +207,9 @@ impl Link {
     }
 }
 
-/// What the helper says to the agent's user who has nothing to ask.
-pub(crate) async fn greet(socket: &Path) -> io::Result<wire::Welcome> {
-    let (_, welcome) = greeted(socket, None).await?;
+/// What the helper says to the agent's user who has nothing to ask, once it was told who may sign.
+pub(crate) async fn greet(socket: &Path, trust: Option<TrustUpdate>) -> io::Result<wire::Welcome> {
+    let (_, welcome) = greeted(socket, trust).await?;
     Ok(welcome)
 }
 

@@ -65,10 +65,12 @@ async fn talk(works: &Works, frames: &mut Frames) -> Result<(), ServeError> {
         .await?;
         return Err(ServeError::Version(hello.protocol_min, hello.protocol_max));
     }
-    if let Some(update) = hello.trust {
-        works.trust(update);
-    }
-    send(frames, from_helper::Kind::Welcome(works.welcome(protocol))).await?;
+    let refused = hello.trust.and_then(|update| works.trust(update).err());
+    send(
+        frames,
+        from_helper::Kind::Welcome(works.welcome(protocol, refused)),
+    )
+    .await?;
     match next(frames).await? {
         None => Ok(()),
         Some(Kind::Start(start)) => match works.start(start.dispatch) {

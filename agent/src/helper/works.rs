@@ -125,33 +125,38 @@ impl Works {
         works
     }
 
-    /// Takes newer signed documents, as far as they are signed by whom this helper believes.
-    pub(super) fn trust(&self, update: wire::TrustUpdate) {
+    /// Takes newer signed documents, as far as they are signed by whom this helper believes; why not.
+    pub(super) fn trust(&self, update: wire::TrustUpdate) -> Result<(), String> {
         let shared = &self.0;
         let pins = &shared.around.pins;
         // Not into the folder of a pin that is just being replaced.
         let held = pin::hold(pins.folder()).and_then(|held| Ok((held, pins.current()?)));
         let Ok((_held, pin)) = held else {
-            return;
+            // Which is said of every job.
+            return Ok(());
         };
         let before = pin.trust.state();
-        if let Err(error) = pin.trust.update(shared.around.pins.folder(), update) {
-            shared.complain(&format!("a signer policy is refused: {}", chain(&error)));
+        let updated = pin.trust.update(shared.around.pins.folder(), update);
+        let updated = updated
+            .map_err(|error| format!("its agent's signer policy is refused: {}", chain(&error)));
+        if let Err(why) = &updated {
+            shared.complain(why);
         }
         let (version, expires) = pin.trust.state();
         if (version, expires) != before {
             tracing::info!(policy_version = version, fresh_until = %expires, "the signer policy is up to date");
         }
+        updated
     }
 
     /// Whom it serves, and whether it would run anything.
-    pub(super) fn welcome(&self, protocol: u32) -> Welcome {
+    pub(super) fn welcome(&self, protocol: u32, refused: Option<String>) -> Welcome {
         let around = &self.0.around;
         let (node, unpinned) = match around.pins.current() {
             Ok(pin) => (pin.own.node.to_string(), None),
             Err(error) => (String::new(), Some(chain(&error).to_string())),
         };
-        let refuses = unpinned.or_else(|| {
+        let refuses = unpinned.or(refused).or_else(|| {
             let policy = local_policy::load(&around.policy, around.policy_owner);
             policy.err().map(|error| chain(&error).to_string())
         });

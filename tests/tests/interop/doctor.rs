@@ -3,6 +3,7 @@
 
 use std::{fs, os::unix::fs::chown};
 
+use nexus_pki::{policy::SignerPolicy, signing::SigningKey};
 use nexus_tests::{
     agent::Agent,
     doctor::Examined,
@@ -10,12 +11,14 @@ use nexus_tests::{
     helper::{AGENT, ANYTHING, Helper},
     process,
 };
+use prost::Message as _;
 use tokio::process::Command;
 
 use super::{
     cable::Cable,
     clock::going_by,
     fake_clock::FakeClock,
+    helper_scene::{now, policy_of},
     mounts::{Disk, Small},
     network::{FALLBACK, on},
 };
@@ -200,6 +203,27 @@ async fn a_helper_is_looked_at_as_the_agent_meets_it() {
         "helper",
         "error",
         &["pinned to another node", "nexus-agent pin TOKEN"],
+    );
+    // One whose signers went on without it: it believes those it was told of last.
+    let key = SigningKey::generate().unwrap();
+    let domain = text
+        .lines()
+        .find_map(|line| line.strip_prefix("trust-domain "));
+    let policy = SignerPolicy {
+        trust_domain: domain.unwrap().to_owned(),
+        ..policy_of(9, &key, now())
+    };
+    let envelope = policy.sign(&key).unwrap().encode_to_vec();
+    fs::write(helper.state().join("identity/policy"), envelope).unwrap();
+    fs::write(&pin, &text).unwrap();
+    let said = examined(agent, &[]).await;
+    said.says(
+        "helper",
+        "error",
+        &[
+            "refuses every job: its agent's signer policy is refused",
+            "nexus-agent pin TOKEN",
+        ],
     );
     fs::remove_dir_all(helper.state().join("identity")).unwrap();
     let said = examined(agent, &[]).await;
