@@ -22,6 +22,9 @@ mod machine;
 #[path = "packages/package.rs"]
 mod package;
 #[cfg(test)]
+#[path = "packages/reload.rs"]
+mod reload;
+#[cfg(test)]
 #[path = "packages/sandbox.rs"]
 mod sandbox;
 #[cfg(test)]
