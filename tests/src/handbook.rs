@@ -7,7 +7,7 @@
 //! | `sh` | in order with the others of its page, in one shell, in an empty folder, not as root, with the programs on PATH and only loopback for a network (`e2e/handbook.rs`) |
 //! | `sh fails` | so does this; it must fail |
 //! | `sh ci` | each of its lines is one of `.ci/run`'s |
-//! | `sh debian` | as root on a Debian machine that systemd booted, with a page's others in order (the interop suite; [`DEBIAN_PAGES`]) |
+//! | `sh debian` | as root on a Debian machine that systemd booted, with a page's others in order (`packages/handbook.rs`) |
 //!
 //! Any other is a mistake, so that no command stands in a page that nobody runs. The next `text` block
 //! under the same heading is a shell block's output: each line must come in that order, where `…` is anything and numbers, ids and widths do not count.
@@ -19,7 +19,7 @@ use std::{
 
 use crate::fault::{Fault, Outcome};
 
-/// The pages whose `sh debian` blocks the interop suite runs.
+/// The pages whose `sh debian` blocks `packages/handbook.rs` runs.
 pub const DEBIAN_PAGES: &[&str] = &["docs/install.md"];
 
 const DATA: [&str; 6] = ["text", "toml", "yaml", "ini", "json", "sql"];

@@ -13,6 +13,9 @@ mod collector;
 #[path = "packages/debian.rs"]
 mod debian;
 #[cfg(test)]
+#[path = "packages/handbook.rs"]
+mod handbook;
+#[cfg(test)]
 #[path = "packages/life.rs"]
 mod life;
 #[cfg(test)]
