@@ -34,5 +34,8 @@ mod sandbox;
 #[path = "packages/scene.rs"]
 mod scene;
 #[cfg(test)]
+#[path = "packages/service.rs"]
+mod service;
+#[cfg(test)]
 #[path = "packages/unattended.rs"]
 mod unattended;
