@@ -42,6 +42,11 @@ for package in $packages; do
     diff "$work/deb" "$work/rpm" || fail "$package: deb and rpm differ"
     diff <(dpkg-deb --info "$(deb $package)" conffiles 2>/dev/null | sort) \
         <(rpm -qp --nosignature --configfiles "$(rpm_of $package)" | sort) || fail "$package: conffiles differ"
+    # An rpm names what a program's loader must know, a deb the version of the library that has it.
+    if rpm -qp --nosignature --requires "$(rpm_of $package)" | grep -q GLIBC_ABI_DT_RELR; then
+        dpkg --compare-versions "$(dpkg-deb --field "$(deb $package)" Depends | sed 's/.*libc6 (>= \([0-9.]*\)).*/\1/')" ge 2.36 \
+            || fail "$package would be installed where it cannot be loaded"
+    fi
     for file in copyright third-party $package.cdx.json changelog.Debian.gz; do
         grep -q " /usr/share/doc/$package/$file\$" "$work/deb" || fail "$package has no $file"
     done

@@ -124,6 +124,22 @@ mod tests {
             manual::write(&program, &out.path().join("man")).unwrap();
             completions::write(&program, &out.path().join("completions")).unwrap();
         }
+        for program in programs() {
+            for command in program.command.get_subcommands() {
+                let (name, command) = (program.name, command.get_name());
+                let page = format!("man/{name}-{command}.{}", program.section);
+                assert!(out.path().join(&page).exists(), "{page}");
+                for file in [
+                    format!("bash/{name}"),
+                    format!("zsh/_{name}"),
+                    format!("fish/{name}.fish"),
+                ] {
+                    let script = out.path().join("completions").join(&file);
+                    let script = fs::read_to_string(script).unwrap();
+                    assert!(script.contains(command), "{command} in {file}");
+                }
+            }
+        }
         let read = |path: &str| fs::read_to_string(out.path().join(path)).unwrap();
         let page = read("man/nexusctl-token-create.1");
         assert!(page.contains("nexusctl\\-token\\-create"), "{page}");
