@@ -35,7 +35,7 @@ async fn built(folder: &Path) {
         let (from, to) = (from.to_str().unwrap(), to.join(program));
         run("strip", &["-o", to.to_str().unwrap(), from]).await;
     }
-    for state in ["agent/agent", "collector/collector", "operator"] {
+    for state in ["agent/agent", "collector/collector", "operator/operator"] {
         let state = folder.join(state);
         fs::create_dir_all(&state).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
@@ -82,7 +82,7 @@ async fn images_run_their_programs_as_nobody_in_particular() {
     for (target, program, state) in [
         ("collector", "nexus-collector", "/var/lib/nexus/collector"),
         ("agent", "nexus-agent", "/var/lib/nexus/agent"),
-        ("nexusctl", "nexusctl", "/nexus"),
+        ("nexusctl", "nexusctl", "/var/lib/nexus/operator"),
     ] {
         let image = format!("localhost/nexus-test-{target}");
         let mut args = vec!["build", "--quiet", "--file", file.to_str().unwrap()];
