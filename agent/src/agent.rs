@@ -148,6 +148,8 @@ fn pin_member(
 
 /// Runs until told to stop. What a reload changes of the settings holds from then on.
 pub fn run(config: &Config, filter: Filter, reload: Reload, clock: Clock) -> Outcome {
+    // By hand, as root: what it wrote would be nothing that the service can use.
+    identity::become_owner(&config.state_dir).map_err(|error| fault("run", &error))?;
     memory::keep_the_heap_small();
     let runtime = runtime()?;
     let result = runtime.block_on(serve(config, filter, reload, clock));

@@ -14,7 +14,12 @@ use std::fmt;
 
 use nexus_runtime::{clock::Clock, errors::chain, fault::Outcome};
 
-use crate::{agent::runtime, config::Config, identity::become_owner, status};
+use crate::{
+    agent::runtime,
+    config::Config,
+    identity::become_owner,
+    status::{self, Status},
+};
 
 /// How something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +141,10 @@ fn session(config: &Config, found: &mut Findings) {
     let what = "session";
     match status::of(&config.state_dir) {
         Ok(status) if status.is_well() => found.good(what, status.to_string()),
+        Ok(status @ Status::Said(_)) => {
+            let hint = "mend what is wrong above; `journalctl -u nexus-agent` says more";
+            found.bad(what, status.to_string(), hint);
+        }
         Ok(status) => found.bad(what, status.to_string(), status.hint()),
         Err(error) => found.bad(what, chain(&error).to_string(), "see `permissions` above"),
     }

@@ -191,7 +191,9 @@ impl IdentityError {
                 "make a token with `nexusctl token create` and run `nexus-agent enroll TOKEN`"
             }
             Self::Enrolled { .. } => "to replace the identity, run the same command with --force",
-            Self::InUse(_) => "stop the other agent, or name another folder with --state-dir",
+            Self::InUse(_) => {
+                "stop the other agent (the service: `systemctl stop nexus-agent`), or name another folder with --state-dir"
+            }
             Self::Token(_) => {
                 "copy it whole, from nxt_ to its end, as `nexusctl token create` printed it"
             }

@@ -67,7 +67,9 @@ impl Status {
 
     pub(crate) fn hint(&self) -> &'static str {
         match self {
-            Self::Stopped => "systemctl start nexus-agent",
+            Self::Stopped => {
+                "`journalctl -u nexus-agent` says how it ended, `systemctl start nexus-agent` starts it"
+            }
             Self::Starting => "see `journalctl -u nexus-agent` if it stays so",
             Self::Said(_) => "`nexus-agent doctor` tries what a session needs",
         }

@@ -121,6 +121,10 @@ async fn answers(config: &Config, member: Option<&Member>, found: &mut Findings)
     };
     let pin =
         "root makes its pin: `nexus-agent pin TOKEN`, with a token of `nexusctl token create`";
+    let pin = match member {
+        Some(_) => pin,
+        None => "`nexus-agent enroll TOKEN`, run by root, pins it too",
+    };
     if !said.refuses.is_empty() {
         let text = format!(
             "it answers at {place}, and refuses every job: {}",
@@ -158,6 +162,10 @@ fn policy(config: &Config, has_helper: bool, found: &mut Findings) {
             if has_helper && source.kind() == io::ErrorKind::PermissionDenied =>
         {
             found.good(what, format!("{path} is root's, who alone can read it"));
+        }
+        Err(error @ PolicyError::Missing(_)) => {
+            let hint = "every job is refused until there is one: [[allow]] rules, or `deny = \"everything\"`, in a file of root's";
+            found.bad(what, chain(&error).to_string(), hint);
         }
         Err(error) => {
             let hint = format!(

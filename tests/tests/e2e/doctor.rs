@@ -76,7 +76,7 @@ async fn the_status_is_that_of_the_session() {
     fleet.agents[0].stop().await.unwrap();
     let (code, _, err) = status(&fleet).await;
     assert_eq!(code, Some(1), "{err}");
-    let said = "error: status: the agent does not run\nhint: systemctl start nexus-agent\n";
+    let said = "error: status: the agent does not run\nhint: `journalctl -u nexus-agent` says how it ended, `systemctl start nexus-agent` starts it\n";
     assert_eq!(err, said);
 }
 

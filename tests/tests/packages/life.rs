@@ -211,7 +211,7 @@ async fn survives_a_version_that_does_not_start(scene: &Scene) {
         .text;
     let next = format!("{}+next", package::version("nexus-agent").await);
     assert!(said.contains("does not start"), "{said}");
-    let back = format!("apt install nexus-agent={next} ");
+    let back = format!("apt install --allow-downgrades nexus-agent={next} ");
     assert!(said.contains(&back), "{said}");
     assert!(said.contains("journalctl -u nexus-agent.service"), "{said}");
     // It is tried again, and changes nothing.
