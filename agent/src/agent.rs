@@ -13,12 +13,11 @@ use std::{
     time::Duration,
 };
 
-use nexus_pki::{files, merkle::Target, tls::LiveLeaf};
+use nexus_pki::{files, tls::LiveLeaf};
 use nexus_proto::{
     ids::Lane,
     limits,
     record::{Body, Section},
-    time::Timestamp,
 };
 use nexus_runtime::{
     clock::Clock,
@@ -40,8 +39,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     exec::{self, Executor, leftover},
-    helper::{self, Delegate, Use},
-    identity::{self, AsOwner, Enrolment, IdentityError, Member, StateFolder},
+    helper::Delegate,
+    identity::{self, IdentityError, Member, StateFolder},
     inventory::{self, Inventory, InventoryConfig, Wanted},
     ledger::Ledger,
     memory,
@@ -67,84 +66,6 @@ const TIDY_CODE_FIRST: u64 = 2;
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long results may take to reach the collector once everything else has stopped.
 const FLUSH: Duration = Duration::from_secs(2);
-
-/// Enrols with a token; returns what to tell the user. Root does it as the owner of the state folder, and pins what it
-/// got for the helper.
-pub fn enroll(config: &Config, token: &str, force: bool, clock: &Clock) -> Outcome<String> {
-    let what = "enroll";
-    let failed = |error: IdentityError| fault(what, &error);
-    let token = identity::read_token(token).map_err(failed)?;
-    let owner = AsOwner::of(&config.state_dir).map_err(failed)?;
-    let folder = StateFolder::open(&config.state_dir).map_err(failed)?;
-    let enrolment = Enrolment {
-        token,
-        name: config.name.clone(),
-        facts: inventory::facts(&InventoryConfig::default()),
-        key_exchange: config.key_exchange,
-        force,
-    };
-    let member = runtime()?
-        .block_on(identity::enrol(&folder, enrolment, clock.now()))
-        .map_err(failed)?;
-    let mut told = format!(
-        "enrolled as {} ({}) in {}",
-        member.name, member.node, member.trust_domain
-    );
-    if owner.is_some() && config.helper.used != Use::Never {
-        drop(owner);
-        let own = member.target(folder.incarnation());
-        pin_member(config, &member, &own, None, clock).map_err(|fault| {
-            fault.hint(format!(
-                "{told}, but the helper refuses its jobs until `nexus-agent pin TOKEN` has been run"
-            ))
-        })?;
-        told.push_str(", and pinned for the helper");
-    }
-    Ok(told)
-}
-
-/// Has the helper believe whom an enrolled agent believes, by a token that root was given; returns what to tell.
-pub fn pin(config: &Config, token: &str, clock: &Clock) -> Outcome<String> {
-    let what = "pin";
-    let failed = |error: IdentityError| fault(what, &error);
-    if !rustix::process::geteuid().is_root() {
-        let why = "only root can say whom the helper may believe";
-        return Err(Fault::new(what, why).hint("run it as root"));
-    }
-    let token = identity::read_token(token).map_err(failed)?;
-    let (member, own) = {
-        let _owner = AsOwner::of(&config.state_dir).map_err(failed)?;
-        let member = Member::load(&config.state_dir).map_err(failed)?;
-        let incarnation = identity::incarnation(&config.state_dir).map_err(failed)?;
-        let incarnation = incarnation
-            .ok_or_else(|| failed(IdentityError::NotEnrolled(config.state_dir.clone())))?;
-        let own = member.target(incarnation);
-        (member, own)
-    };
-    identity::check_held(&member, &token, clock.now()).map_err(failed)?;
-    pin_member(config, &member, &own, Some(clock.now()), clock)?;
-    Ok(format!(
-        "the helper runs jobs for {} ({}) in {}: those that are signed {} minutes from now or later",
-        member.name,
-        member.node,
-        member.trust_domain,
-        limits::CLOCK_SKEW.as_secs() / 60
-    ))
-}
-
-fn pin_member(
-    config: &Config,
-    member: &Member,
-    own: &Target,
-    since: Option<Timestamp>,
-    clock: &Clock,
-) -> Outcome {
-    let folder = &config.helper.state_dir;
-    helper::check_folder(folder)?;
-    let stored = helper::pin::store(folder, member, own, (clock.now(), since));
-    stored.map_err(|error| fault("pin", &error))?;
-    helper::begin_ledger(folder, clock)
-}
 
 /// Runs until told to stop. What a reload changes of the settings holds from then on.
 pub fn run(config: &Config, filter: Filter, reload: Reload, clock: Clock) -> Outcome {
@@ -415,7 +336,7 @@ impl Parts {
 }
 
 /// A fault with the identity's own hint.
-fn fault(what: &str, error: &IdentityError) -> Fault {
+pub(crate) fn fault(what: &str, error: &IdentityError) -> Fault {
     let fault = Fault::because(what, error);
     match error.hint() {
         Some(hint) => fault.hint(hint),

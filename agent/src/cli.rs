@@ -16,7 +16,7 @@ use nexus_runtime::{
 use crate::{
     agent,
     config::{self, Config},
-    doctor, helper, identity,
+    doctor, helper, identity, join,
     local_policy::{self, PolicyError},
     status,
 };
@@ -133,13 +133,13 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
                 .doing("set up the log")?;
             let token = token.unwrap_or_else(token_at_hand);
-            say(&agent::enroll(&config, &token, force, &Clock::system())?);
+            say(&join::enroll(&config, &token, force, &Clock::system())?);
         }
         Command::Pin { token } => {
             let config = configure(&cli.sources, Strictness::Refuse)?;
             log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
                 .doing("set up the log")?;
-            say(&agent::pin(&config, &token, &Clock::system())?);
+            say(&join::pin(&config, &token, &Clock::system())?);
         }
         Command::Helper => {
             let (config, ..) = daemon(&cli.sources)?;

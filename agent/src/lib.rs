@@ -16,6 +16,7 @@ pub mod exec;
 pub mod helper;
 pub mod identity;
 pub mod inventory;
+pub mod join;
 pub mod ledger;
 pub mod local_policy;
 mod memory;
