@@ -166,14 +166,15 @@ stage() {
 
 # The packages that have what a package's programs load.
 libraries_of() {
-    local said version
+    local said version needed
     mkdir "$1/debian"
     printf 'Source: nexus\n\nPackage: nexus\nArchitecture: any\n' >"$1/debian/control"
     said=$(cd "$1" && dpkg-shlibdeps -O root/usr/bin/*)
     said=${said#shlibs:Depends=}
     # It goes by symbols, and packed relocations are none.
     version=$(sed -n 's/.*libc6 (>= \([0-9.]*\)).*/\1/p' <<<"$said")
-    if readelf --version-info "$1"/root/usr/bin/* | grep -q GLIBC_ABI_DT_RELR && dpkg --compare-versions "$version" lt 2.36; then
+    needed=$(readelf --version-info "$1"/root/usr/bin/*)
+    if grep -q GLIBC_ABI_DT_RELR <<<"$needed" && dpkg --compare-versions "$version" lt 2.36; then
         said=${said/"libc6 (>= $version)"/"libc6 (>= 2.36)"}
     fi
     echo "$said"

@@ -43,7 +43,7 @@ for package in $packages; do
     diff <(dpkg-deb --info "$(deb $package)" conffiles 2>/dev/null | sort) \
         <(rpm -qp --nosignature --configfiles "$(rpm_of $package)" | sort) || fail "$package: conffiles differ"
     # An rpm names what a program's loader must know, a deb the version of the library that has it.
-    if rpm -qp --nosignature --requires "$(rpm_of $package)" | grep -q GLIBC_ABI_DT_RELR; then
+    if grep -q GLIBC_ABI_DT_RELR <<<"$(rpm -qp --nosignature --requires "$(rpm_of $package)")"; then
         dpkg --compare-versions "$(dpkg-deb --field "$(deb $package)" Depends | sed 's/.*libc6 (>= \([0-9.]*\)).*/\1/')" ge 2.36 \
             || fail "$package would be installed where it cannot be loaded"
     fi
@@ -209,7 +209,7 @@ rm -f "$root"/etc/apt/sources.list.d/*
 sed -i 's/^Description: .*/&, really/' "$root"/srv/nexus/apt/dists/stable/main/binary-*/Packages
 rm -f "$root"/srv/nexus/apt/dists/stable/main/binary-*/Packages.gz
 rm -rf "$root"/var/lib/apt/lists/*
-if inside apt-get --quiet=2 update 2>/dev/null && inside apt-cache show nexusctl 2>/dev/null | grep -q really; then
+if inside apt-get --quiet=2 update 2>/dev/null && grep -q really <<<"$(inside apt-cache show nexusctl 2>/dev/null)"; then
     fail "apt believes an index that nobody signed"
 fi
 gpgconf --kill all
