@@ -98,7 +98,8 @@ async fn serve(config: &Config, filter: Filter, reload: Reload, clock: Clock) ->
         &config.helper.socket,
         &tasks,
     ));
-    let parts = Parts::assemble(config, executor, &clock, &tasks)?;
+    let folder = StateFolder::open(&config.state_dir).map_err(|error| fault("run", &error))?;
+    let parts = Parts::assemble(config, folder, executor, &clock, &tasks)?;
     let Parts {
         spool,
         runs,
@@ -231,16 +232,15 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Opens the state folder of an agent that has enrolled. What ran when it stopped is settled or taken up.
+    /// Of the state folder of an agent that has enrolled. What ran when it stopped is settled or taken up.
     pub fn assemble(
         config: &Config,
+        folder: StateFolder,
         executor: Arc<dyn Executor>,
         clock: &Clock,
         tasks: &Tasks,
     ) -> Outcome<Self> {
-        let what = "run";
-        let folder = StateFolder::open(&config.state_dir).map_err(|error| fault(what, &error))?;
-        let member = Member::load(folder.path()).map_err(|error| fault(what, &error))?;
+        let member = Member::load(folder.path()).map_err(|error| fault("run", &error))?;
         let live = LiveLeaf::new(member.leaf.clone(), &member.root).doing("use the identity")?;
         let facts = inventory::facts(&InventoryConfig::default());
         let now = clock.now();
@@ -445,16 +445,17 @@ pub fn leave(config: &Config, clock: &Clock) -> Outcome {
     identity::become_owner(&config.state_dir).map_err(failed)?;
     // Without an identity there is nobody to tell, and nothing to make here.
     Member::load(&config.state_dir).map_err(failed)?;
+    let folder = StateFolder::open(&config.state_dir).map_err(failed)?;
     let runtime = runtime()?;
-    let result = runtime.block_on(say_farewell(config, clock));
+    let result = runtime.block_on(say_farewell(config, folder, clock));
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-async fn say_farewell(config: &Config, clock: &Clock) -> Outcome {
+async fn say_farewell(config: &Config, folder: StateFolder, clock: &Clock) -> Outcome {
     let tasks = Tasks::new();
     let executor = Arc::new(exec::Starter::default());
-    let parts = Parts::assemble(config, executor, clock, &tasks)?;
+    let parts = Parts::assemble(config, folder, executor, clock, &tasks)?;
     // No job begins any more.
     parts.runs.stop().await;
     let spool = parts.spool;

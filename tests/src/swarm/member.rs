@@ -19,7 +19,7 @@ use nexus_agent::{
 };
 use nexus_pki::{tls::KeyExchange, token::Token};
 use nexus_proto::{ids::Lane, record::Body};
-use nexus_runtime::{clock::Clock, log, tasks::Tasks};
+use nexus_runtime::{clock::Clock, errors, log, tasks::Tasks};
 use rand::RngExt as _;
 use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
@@ -103,8 +103,11 @@ impl Running {
         tasks: &Tasks,
         hang_up: &CancellationToken,
     ) -> Outcome<Self> {
-        let parts = Parts::assemble(config, answers, clock, tasks)
-            .map_err(|fault| Fault::new(format!("start {}: {fault}", config.name)))?;
+        let failed = |why: String| Fault::new(format!("start {}: {why}", config.name));
+        let folder = StateFolder::open(&config.state_dir)
+            .map_err(|error| failed(errors::chain(&error).to_string()))?;
+        let parts = Parts::assemble(config, folder, answers, clock, tasks)
+            .map_err(|fault| failed(fault.to_string()))?;
         let Parts {
             spool,
             runs,
