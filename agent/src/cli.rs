@@ -9,7 +9,6 @@ use nexus_runtime::{
     fault::{Doing as _, Fault, Outcome},
     log,
     reload::Reload,
-    service,
     settings::{self, Strictness},
 };
 
@@ -28,11 +27,6 @@ const PROGRAM: Program = Program {
     keys: config::KEYS,
     reloads: config::RELOADS,
 };
-
-/// A token for an unattended enrolment.
-const TOKEN_FILE: &str = "/etc/nexus/enrol.token";
-/// The same, of the service manager.
-const TOKEN_CREDENTIAL: &str = "nexus.enrol-token";
 
 /// The Nexus agent: reports what this machine is and does, and runs operators' signed jobs on it.
 #[derive(Debug, Parser)]
@@ -132,8 +126,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             }
             log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
                 .doing("set up the log")?;
-            let token = token.unwrap_or_else(token_at_hand);
-            say(&join::enroll(&config, &token, force, &Clock::system())?);
+            let token = token.as_deref();
+            say(&join::enroll(&config, token, force, &Clock::system())?);
         }
         Command::Pin { token } => {
             let config = configure(&cli.sources, Strictness::Refuse)?;
@@ -152,14 +146,16 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             agent::run(&config, filter, reload, Clock::system())?;
         }
         Command::Status => {
-            let config = configure(&cli.sources, Strictness::Refuse)?;
+            let config = configure(&cli.sources, Strictness::Warn)?;
             let (text, verdict) = status::report(&config, &Clock::system())?;
             print(&text)?;
             verdict?;
         }
         Command::Doctor => {
-            let config = configure(&cli.sources, Strictness::Refuse)?;
-            let found = doctor::examine(&config, &Clock::system())?;
+            // As the agent goes on with it: what it passes over is one of the things that are wrong.
+            let loaded = cli.sources.load(PROGRAM, Strictness::Warn)?;
+            let config = Config::from_settings(&loaded.settings)?;
+            let found = doctor::examine(&config, &loaded.warnings, &Clock::system())?;
             let wrong = found.wrong();
             for finding in found {
                 print(&format!("{finding}\n"))?;
@@ -179,16 +175,6 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
         }
     }
     Ok(())
-}
-
-/// Where a token lies when nobody gives one.
-fn token_at_hand() -> String {
-    let credential = service::credentials().map(|folder| folder.join(TOKEN_CREDENTIAL));
-    let place = credential.filter(|path| path.exists());
-    format!(
-        "@{}",
-        place.as_deref().unwrap_or(Path::new(TOKEN_FILE)).display()
-    )
 }
 
 /// The settings of a program that stays, with its log set up. Config and binary are rolled out separately: what this

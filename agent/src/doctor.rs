@@ -12,12 +12,15 @@ mod network;
 
 use std::fmt;
 
-use nexus_runtime::{clock::Clock, errors::chain, fault::Outcome};
+use nexus_runtime::{clock::Clock, errors::chain, fault::Outcome, settings};
 
 use crate::{
     agent::runtime,
     config::Config,
-    identity::become_owner,
+    identity::{
+        at_hand::{self, AtHand, Standing},
+        become_owner, is_there,
+    },
     status::{self, Status},
 };
 
@@ -104,6 +107,15 @@ impl Findings {
     fn bad(&mut self, what: &'static str, text: impl Into<String>, hint: impl Into<String>) {
         self.add(what, Verdict::Bad, text, hint);
     }
+
+    fn token(&mut self, token: AtHand) {
+        let verdict = match token.standing {
+            Standing::Good => Verdict::Good,
+            Standing::Hidden => Verdict::Doubt,
+            Standing::Bad => Verdict::Bad,
+        };
+        self.add("token", verdict, token.text, token.hint);
+    }
 }
 
 impl IntoIterator for Findings {
@@ -115,16 +127,33 @@ impl IntoIterator for Findings {
     }
 }
 
-/// Looks at everything, in the order in which an agent needs it.
-pub fn examine(config: &Config, clock: &Clock) -> Outcome<Findings> {
+/// Looks at everything, in the order in which an agent needs it. `passed_over` is what the configuration has that an agent
+/// goes on without.
+pub fn examine(
+    config: &Config,
+    passed_over: &[settings::Fault],
+    clock: &Clock,
+) -> Outcome<Findings> {
     let mut found = Findings::default();
+    for fault in passed_over {
+        let hint = "the agent goes on without it; `nexus-agent check-config` names every mistake";
+        found.doubt("config", fault.to_string(), hint);
+    }
+    // A token is root's, and the agent's user is not.
+    let token = at_hand::look(clock.now());
     if let Err(error) = become_owner(&config.state_dir) {
         let hint = error.hint().unwrap_or_else(|| "run it as root".to_owned());
         found.bad("state", chain(&error).to_string(), hint);
         return Ok(found);
     }
     let runtime = runtime()?;
-    if !folder::examine(config, &mut found) {
+    let there = folder::examine(config, &mut found);
+    if !is_there(&config.state_dir)
+        && let Some(token) = token
+    {
+        found.token(token);
+    }
+    if !there {
         return Ok(found);
     }
     let member = identity::examine(config, clock.now(), &mut found);

@@ -11,6 +11,7 @@
 //! Folders are 0700, files 0600. `identity/` is written beside its place and renamed, so it is there
 //! whole or not at all; at a renewal `identity.pem` alone is replaced, atomically.
 
+pub(crate) mod at_hand;
 mod counter;
 mod enrol;
 mod member;
@@ -41,6 +42,7 @@ use rustix::fs::{FlockOperation, OFlags};
 
 pub(crate) use self::member::{place, replace, settle};
 pub use self::{
+    at_hand::FILE as TOKEN_FILE,
     enrol::{Enrolment, check_held, enrol, read_token},
     member::{Addresses, Member, Trust, told},
     owner::{AsOwner, become_owner},
@@ -98,6 +100,18 @@ pub enum IdentityError {
         name: String,
         /// Its id.
         node: String,
+    },
+    /// Nobody gave one, and none lies here.
+    #[error("no join token was given, and there is none in {}", .0.display())]
+    NoToken(PathBuf),
+    /// Where one should be.
+    #[error("cannot read a join token from {path}", path = path.display())]
+    TokenFile {
+        /// A file, or standard input.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// The token.
     #[error("the join token is not acceptable")]
@@ -187,7 +201,7 @@ impl IdentityError {
             Self::ExpiredForGood { .. } => {
                 "check the clock; if it is right, make a token with `nexusctl token create` and run `nexus-agent enroll TOKEN`"
             }
-            Self::NotEnrolled(_) => {
+            Self::NotEnrolled(_) | Self::NoToken(_) => {
                 "make a token with `nexusctl token create` and run `nexus-agent enroll TOKEN`"
             }
             Self::Enrolled { .. } => "to replace the identity, run the same command with --force",
@@ -196,6 +210,9 @@ impl IdentityError {
             }
             Self::Token(_) => {
                 "copy it whole, from nxt_ to its end, as `nexusctl token create` printed it"
+            }
+            Self::TokenFile { .. } => {
+                "make a token with `nexusctl token create`, and give it as it is, or as @FILE with the name of a file that holds it"
             }
             Self::TokenExpired { .. } => "check the clock, or ask for a new token",
             Self::Dial(_) => "see whether an address of the token can be reached on TCP from here",

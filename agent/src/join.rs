@@ -11,16 +11,20 @@ use crate::{
     agent::{fault, runtime},
     config::Config,
     helper::{self, Use},
-    identity::{self, AsOwner, Enrolment, IdentityError, Member, StateFolder},
+    identity::{self, AsOwner, Enrolment, IdentityError, Member, StateFolder, at_hand},
     inventory::{self, InventoryConfig},
 };
 
-/// Enrols with a token; returns what to tell the user. Root does it as the owner of the state folder, and pins what it
-/// got for the helper.
-pub fn enroll(config: &Config, token: &str, force: bool, clock: &Clock) -> Outcome<String> {
+/// Enrols with a token, or else with the one that lies here for it; returns what to tell the user. Root does it as the owner
+/// of the state folder, and pins what it got for the helper.
+pub fn enroll(config: &Config, token: Option<&str>, force: bool, clock: &Clock) -> Outcome<String> {
     let what = "enroll";
     let failed = |error: IdentityError| fault(what, &error);
-    let token = identity::read_token(token).map_err(failed)?;
+    let token = match token {
+        Some(token) => identity::read_token(token),
+        None => at_hand::take(),
+    };
+    let token = token.map_err(failed)?;
     let owner = AsOwner::of(&config.state_dir).map_err(failed)?;
     let folder = StateFolder::open(&config.state_dir).map_err(failed)?;
     let enrolment = Enrolment {

@@ -17,7 +17,7 @@ use nexus_runtime::{
 
 use crate::{
     config::Config,
-    identity::{self, IdentityError, Member},
+    identity::{self, IdentityError, Member, at_hand},
     session::State,
 };
 
@@ -122,8 +122,16 @@ pub fn report(config: &Config, clock: &Clock) -> Outcome<(String, Outcome)> {
         }
     };
     let dir = config.state_dir.as_path();
+    // It is root's, and the agent's user is not.
+    let token = at_hand::look(clock.now());
     identity::become_owner(dir).map_err(failed)?;
-    let member = Member::load(dir).map_err(failed)?;
+    let member = Member::load(dir).map_err(|error| match (&error, &token) {
+        (IdentityError::NotEnrolled(_), Some(token)) => {
+            let hint = format!("{}; {}", token.text, token.hint);
+            Fault::because(what, &error).hint(hint)
+        }
+        _ => failed(error),
+    })?;
     let status = of(dir).map_err(failed)?;
     let text = format!(
         "node         {} ({}) of {}\ncertificate  until {}, it is {}\nsession      {status}\n",

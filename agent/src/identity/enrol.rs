@@ -48,15 +48,13 @@ pub fn read_token(argument: &str) -> Result<Token, IdentityError> {
         std::io::stdin()
             .take(limit)
             .read_to_string(&mut text)
-            .map_err(|source| IdentityError::Io {
-                action: "read",
+            .map_err(|source| IdentityError::TokenFile {
                 path: PathBuf::from("standard input"),
                 source,
             })?;
         text
     } else if let Some(path) = argument.strip_prefix('@') {
-        std::fs::read_to_string(path).map_err(|source| IdentityError::Io {
-            action: "read",
+        std::fs::read_to_string(path).map_err(|source| IdentityError::TokenFile {
             path: path.into(),
             source,
         })?

@@ -98,6 +98,108 @@ async fn a_machine_that_has_not_enrolled_is_told_how_to() {
 }
 
 #[tokio::test]
+async fn a_token_that_waits_for_an_enrolment_is_looked_at() {
+    let fleet = Fleet::new(&[]).await.unwrap();
+    let folder = fleet.dir().join("credentials");
+    fs::create_dir(&folder).unwrap();
+    let file = folder.join("nexus.enrol-token");
+    let agent = Agent::new(fleet.dir(), "alpha", &[])
+        .env("CREDENTIALS_DIRECTORY", folder.to_str().unwrap());
+    let says = async |words: &[&str]| {
+        let mut command = agent.command().await.unwrap();
+        let output = process::run(command.args(words), b"").await.unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let token = fleet.token(&[]).await.unwrap();
+
+    let half = token.get(..80).unwrap();
+    fs::write(&file, half).unwrap();
+    let said = examined(&agent, &[]).await;
+    said.says(
+        "token",
+        "error",
+        &[
+            "nobody can join with",
+            "part of it is missing",
+            "nexusctl token create",
+        ],
+    );
+    assert_eq!(said.err, "error: doctor: 2 things are wrong\n");
+    assert!(!format!("{said:?}").contains(half), "{said:#?}");
+    let (code, said) = says(&["status"]).await;
+    assert!(
+        code == Some(1) && said.contains("hint: nobody can join with"),
+        "{said}"
+    );
+
+    fs::write(&file, &token).unwrap();
+    let said = examined(&agent, &[]).await;
+    let path = file.to_str().unwrap();
+    said.says("token", "ok", &[path, "good until", "`nexus-agent enroll`"]);
+    assert!(!format!("{said:?}").contains(&token), "{said:#?}");
+    let (code, said) = says(&["status"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("not enrolled"), "{said}");
+    assert!(said.contains("hint: a join token for "), "{said}");
+
+    // One that is not there, and what mends it.
+    let (code, said) = says(&["enroll", "@none"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    let why = "error: enroll: cannot read a join token from none: ";
+    assert!(said.starts_with(why), "{said}");
+    assert!(said.contains("hint: make a token with"), "{said}");
+
+    // It is nobody's business where there is an identity.
+    let (code, said) = says(&["enroll"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(examined(&agent, &[]).await.of("token"), "");
+}
+
+#[tokio::test]
+async fn what_an_agent_passes_over_in_its_configuration_is_told_beside_the_rest() {
+    let fleet = Fleet::with_agents(&["alpha"]).await.unwrap();
+    let agent = &fleet.agents[0];
+    let config = agent.dir().with_extension("toml");
+    let mistake = "alpha.toml:1: intervall: unknown key; did you mean `interval`?";
+    let says = async |text: &str, word: &str| {
+        let mut command = agent.command().await.unwrap();
+        fs::write(&config, text).unwrap();
+        let output = process::run(command.arg(word), b"").await.unwrap();
+        let read = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            read(output.stdout),
+            read(output.stderr),
+        )
+    };
+    let unknown = "intervall = \"5s\"\n";
+    let (code, text, err) = says(unknown, "status").await;
+    assert_eq!(code, Some(0), "{err}");
+    assert!(text.contains("session      connected to "), "{text}");
+    assert!(
+        err.starts_with("warning: ") && err.contains(mistake),
+        "{err}"
+    );
+
+    let mut command = agent.command().await.unwrap();
+    fs::write(&config, unknown).unwrap();
+    let said = Examined::by(&mut command).await.unwrap();
+    said.says("config", "warning", &[mistake, "nexus-agent check-config"]);
+    said.says("session", "ok", &[]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{said:#?}");
+
+    // What no agent could run with ends it.
+    for word in ["status", "doctor"] {
+        let (code, text, err) = says("[spool]\nmetrics_bytes = \"1MiB\"\n", word).await;
+        assert_eq!((code, text.as_str()), (Some(2), ""), "{err}");
+        assert!(err.contains("it must be 4MiB at least"), "{err}");
+    }
+}
+
+#[tokio::test]
 async fn a_collector_that_is_away_is_told_from_a_name_that_leads_nowhere() {
     let mut fleet = Fleet::with_agents(&["alpha"]).await.unwrap();
     let there = fleet.collector.endpoints().agents.clone();
