@@ -198,7 +198,8 @@ fn has(list: &[String], name: &str) -> bool {
     list.iter().any(|entry| entry == ANY || entry == name)
 }
 
-fn parse(path: &Path, text: &str) -> Result<LocalPolicy, Faults> {
+/// Reads the text of one, whoever it belongs to; every mistake at once.
+pub fn parse(path: &Path, text: &str) -> Result<LocalPolicy, Faults> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut reading = Reading {
         path,

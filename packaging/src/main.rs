@@ -152,6 +152,26 @@ mod tests {
             assert!(page.contains(key.name), "{} in {page}", key.name);
         }
         assert!(page.contains("NEXUS_AGENT_LOG_FORMAT"), "{page}");
+        let sections = |page: &str| -> Vec<String> {
+            let titles = page.lines().filter_map(|line| line.strip_prefix(".SH "));
+            titles.map(|title| title.replace('"', "")).collect()
+        };
+        for program in programs() {
+            let page = read(&format!("man/{}.{}", program.name, program.section));
+            let titles = sections(&page);
+            let last = ["EXIT STATUS", "FILES", "EXAMPLES", "SEE ALSO"];
+            assert!(titles.ends_with(&last.map(str::to_owned)), "{titles:?}");
+            assert_eq!(page.matches(".ie \\n(.g").count(), 1, "{page}");
+        }
+        let page = read("man/nexusctl.1");
+        assert!(page.contains("\n\\fB130\\fR\n"), "{page}");
+        for name in ["nexus-agent", "nexus-collector", "nexus-policy"] {
+            let page = read(&format!("man/{name}.toml.5"));
+            let titles = sections(&page);
+            for title in ["KEYS", "FILES", "EXAMPLES", "SEE ALSO"] {
+                assert!(titles.iter().any(|one| one == title), "{name}: {titles:?}");
+            }
+        }
         for file in ["bash/nexusctl", "zsh/_nexusctl", "fish/nexusctl.fish"] {
             assert!(
                 read(&format!("completions/{file}")).contains("token"),

@@ -27,6 +27,18 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Success,
+        Self::Error,
+        Self::Usage,
+        Self::Targets,
+        Self::Unreachable,
+        Self::Denied,
+        Self::TimedOut,
+        Self::Interrupted,
+    ];
+
     /// The process's exit status.
     #[must_use]
     pub fn code(self) -> u8 {
