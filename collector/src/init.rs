@@ -48,7 +48,15 @@ pub(crate) fn init(config: &Config, now: Timestamp) -> Outcome<String> {
         });
     }
     check_names(config)?;
-    files::create_folder(&config.state_dir).doing(&what)?;
+    files::create_folder(&config.state_dir).map_err(|error| {
+        let fault = Fault::because(&what, &error);
+        match error.is_denied() {
+            true => {
+                fault.hint("run it as root, or name a folder that you may make with --state-dir")
+            }
+            false => fault,
+        }
+    })?;
     restrict(&config.state_dir).doing(&what)?;
 
     let domain = &config.trust_domain.value;

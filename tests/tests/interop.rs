@@ -59,6 +59,9 @@ mod node_exporter;
 #[path = "interop/overload.rs"]
 mod overload;
 #[cfg(test)]
+#[path = "interop/owner.rs"]
+mod owner;
+#[cfg(test)]
 #[path = "interop/powercut.rs"]
 mod powercut;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use nexus_proto::{
     operator::v1::{ListNodesRequest, QueryRequest, View},
     selector::FieldSelector,
 };
+use nexus_runtime::settings;
 use serde_json::Value;
 
 use crate::{
@@ -20,9 +21,14 @@ use crate::{
 
 pub(crate) async fn get(session: &Session, args: &GetArgs) -> Outcome {
     let (thing, names) = Thing::parse_named(&args.thing, &args.names)?;
-    nodes::check_selectors(args.selector.as_deref(), None)?;
-    if thing == Thing::Nodes {
-        nodes::check_selectors(None, args.field_selector.as_deref())?;
+    // What cannot be read is refused before anyone is asked.
+    if let Some(text) = &args.selector {
+        nodes::selector(text)?;
+    }
+    if let Some(text) = &args.field_selector
+        && thing == Thing::Nodes
+    {
+        field_selector(thing, text, nodes::SELECTABLE)?;
     }
     let as_of_ms = session.as_of(args.as_of.as_deref())?;
     let work = async {
@@ -108,7 +114,9 @@ pub(crate) async fn lookup(
     };
     let mut conditions = wanted.conditions.clone();
     conditions.extend(name_condition(facts, &view, &wanted.names));
-    conditions.extend(field_conditions(&view, wanted.field_selector.as_deref())?);
+    if let Some(text) = &wanted.field_selector {
+        conditions.extend(field_conditions(thing, &view, text)?);
+    }
     if let Some(selector) = &wanted.selector {
         let as_of_ms = wanted.as_of_ms;
         conditions.push(label_condition(facts, &view, selector, as_of_ms, collector).await?);
@@ -204,23 +212,41 @@ fn name_condition(facts: &Facts, view: &View, names: &[String]) -> Option<String
     Some(format!("({})", any.join(" OR ")))
 }
 
-fn field_conditions(view: &View, text: Option<&str>) -> Outcome<Vec<String>> {
-    let Some(text) = text else {
-        return Ok(Vec::new());
-    };
+fn field_conditions(thing: Thing, view: &View, text: &str) -> Outcome<Vec<String>> {
     let known: Vec<_> = view
         .columns
         .iter()
         .map(|column| column.name.as_str())
         .collect();
-    let selector = FieldSelector::parse(text, &known)
-        .map_err(|error| Fault::usage(format!("field selector `{text}`"), error))?;
+    let selector = field_selector(thing, text, &known)?;
     let conditions = selector.requirements().iter().map(|requirement| {
         let operator = if requirement.equal { "=" } else { "<>" };
         let (column, value) = (identifier(&requirement.field), quoted(&requirement.value));
         format!("COALESCE(CAST({column} AS TEXT), '') {operator} {value}")
     });
     Ok(conditions.collect())
+}
+
+/// A selector of these fields, or what is wrong with it.
+fn field_selector(thing: Thing, text: &str, known: &[&str]) -> Outcome<FieldSelector> {
+    let fault = |why: &dyn std::fmt::Display| Fault::usage(format!("field selector `{text}`"), why);
+    let selector = FieldSelector::parse(text, known).map_err(|error| fault(&error))?;
+    for requirement in selector.requirements() {
+        let (field, value) = (&requirement.field, &requirement.value);
+        let values = thing.values(field);
+        if values.is_empty() || values.contains(&value.as_str()) {
+            continue;
+        }
+        let all = values.join(", ");
+        let fault = fault(&format!(
+            "there is no {field} `{value}`; it is one of {all}"
+        ));
+        return Err(match settings::nearest(value, values.iter().copied()) {
+            Some(near) => fault.hint(format!("did you mean `{near}`?")),
+            None => fault,
+        });
+    }
+    Ok(selector)
 }
 
 /// Things of the nodes that have these labels.
@@ -341,7 +367,7 @@ mod tests {
     fn builds_statements() {
         let view = view(&["job_id", "node", "state", "created_at"]);
         let facts = Thing::Runs.facts();
-        let mut conditions = field_conditions(&view, Some("state!=failed")).unwrap();
+        let mut conditions = field_conditions(Thing::Runs, &view, "state!=failed").unwrap();
         conditions.extend(name_condition(facts, &view, &["it's".to_owned()]));
         assert_eq!(
             statement(facts, &view, &conditions),
@@ -349,7 +375,25 @@ mod tests {
              AND (CAST(\"job_id\" AS TEXT) IN ('it''s') OR CAST(\"node\" AS TEXT) IN ('it''s')) \
              ORDER BY created_at DESC, node"
         );
-        assert!(field_conditions(&view, Some("nope=1")).is_err());
+        assert!(field_conditions(Thing::Runs, &view, "nope=1").is_err());
+    }
+
+    #[test]
+    fn a_value_that_a_field_never_has_is_refused_with_those_it_may_have() {
+        let said = |thing, text: &str, known: &[&str]| {
+            let fault = field_selector(thing, text, known).unwrap_err();
+            assert_eq!(fault.exit, crate::fault::Exit::Usage);
+            (fault.why, fault.hint)
+        };
+        let (why, hint) = said(Thing::Nodes, "state=foo", nodes::SELECTABLE);
+        assert_eq!(
+            why,
+            "there is no state `foo`; it is one of connected, disconnected, quarantined, revoked"
+        );
+        assert_eq!(hint, None);
+        let (_, hint) = said(Thing::Runs, "node=foo,state!=timedout", &["node", "state"]);
+        assert_eq!(hint.unwrap(), "did you mean `timed_out`?");
+        field_selector(Thing::Audit, "actor=foo", &["actor"]).unwrap();
     }
 
     #[test]

@@ -2,12 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nexus_proto::{
-    ids::NodeId,
-    limits,
-    operator::v1::Node,
-    selector::{FieldSelector, Selector},
-};
+use nexus_proto::{ids::NodeId, limits, operator::v1::Node, selector::Selector};
 
 use crate::{
     fault::{Fault, Outcome},
@@ -80,18 +75,6 @@ fn seconds(us: u64) -> f64 {
 
 /// Fields that `--field-selector` knows of nodes.
 pub(crate) const SELECTABLE: &[&str] = &["name", "state", "id"];
-
-/// Refuses a selector that cannot be read before anyone is asked.
-pub(crate) fn check_selectors(labels: Option<&str>, fields: Option<&str>) -> Outcome {
-    if let Some(text) = labels {
-        selector(text)?;
-    }
-    if let Some(text) = fields {
-        FieldSelector::parse(text, SELECTABLE)
-            .map_err(|error| Fault::usage(format!("field selector `{text}`"), error))?;
-    }
-    Ok(())
-}
 
 /// A label selector, or what is wrong with it.
 pub(crate) fn selector(text: &str) -> Outcome<Selector> {

@@ -1,5 +1,7 @@
 //! The types of thing users name: `TYPE/NAME` or `TYPE NAME`, in singular and plural.
 
+use nexus_runtime::settings::nearest;
+
 use crate::{
     fault::{Fault, Outcome},
     output::Shown::{self, Always, Wide},
@@ -57,10 +59,40 @@ impl Thing {
             lower == facts.singular || lower == facts.plural
         });
         found.ok_or_else(|| {
-            let all = Self::ALL.map(|thing| thing.facts().plural).join(", ");
+            let all = Self::ALL.map(|thing| thing.facts().plural);
+            let meant = match nearest(&lower, all.into_iter()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the node of that name is `node/{word}`;"),
+            };
             Fault::usage("command line", format!("there is no type `{word}`"))
-                .hint(format!("types are {all}"))
+                .hint(format!("{meant} types are {}", all.join(", ")))
         })
+    }
+
+    /// What a field can hold, where that is little.
+    #[must_use]
+    pub fn values(self, field: &str) -> &'static [&'static str] {
+        match (self, field) {
+            (Self::Nodes, "state") => &["connected", "disconnected", "quarantined", "revoked"],
+            (Self::Jobs, "state") => &["active", "ended"],
+            (Self::Runs, "state") => &[
+                "pending",
+                "dispatched",
+                "running",
+                "succeeded",
+                "failed",
+                "timed_out",
+                "cancelled",
+                "expired",
+                "rejected",
+                "lost",
+                "unknown",
+            ],
+            (Self::Tokens, "state") => &["active", "used", "expired", "revoked"],
+            (Self::Identities, "role") => &["agent", "collector", "operator"],
+            (Self::Audit, "decision") => &["allowed", "refused", "damaged"],
+            _ => &[],
+        }
     }
 
     /// From `TYPE/NAME` or `TYPE` and the words after it.
@@ -265,6 +297,21 @@ mod tests {
     fn named(first: &str, rest: &[&str]) -> Outcome<(Thing, Vec<String>)> {
         let rest: Vec<_> = rest.iter().map(|word| (*word).to_owned()).collect();
         Thing::parse_named(first, &rest)
+    }
+
+    #[test]
+    fn a_word_that_is_no_type_is_taken_for_a_mistyped_one_or_for_a_node() {
+        let hint = |word: &str| Thing::parse(word).unwrap_err().hint.unwrap();
+        let said = hint("nodez");
+        assert!(
+            said.starts_with("did you mean `nodes`? types are nodes, jobs"),
+            "{said}"
+        );
+        let said = hint("alpha");
+        assert!(
+            said.starts_with("the node of that name is `node/alpha`; types are"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use nexus_proto::{
     selector::{self, FieldSelector, Selector},
     time::Timestamp,
 };
-use nexus_store::{NodeRow, QueryOptions, QueryStream, Store, Value, entry::LabelsSet};
+use nexus_store::{NodeRow, QueryOptions, QueryStream, Store, StoreError, Value, entry::LabelsSet};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -192,7 +192,13 @@ impl Operators {
         self.store
             .query(&request.sql, options)
             .await
-            .map_err(|error| of_store(WHAT, &error))
+            .map_err(|error| match &error {
+                StoreError::Query(why) if names_nothing(why) => hinted(
+                    of_store(WHAT, &error),
+                    "`nexusctl query --schema` lists tables and columns",
+                ),
+                _ => of_store(WHAT, &error),
+            })
     }
 
     /// The views a query may name.
@@ -395,6 +401,13 @@ fn matches_fields(fields: &FieldSelector, node: &Node) -> bool {
             _ => return None,
         })
     })
+}
+
+/// Of what SQLite says of a statement.
+fn names_nothing(why: &str) -> bool {
+    ["no such table", "no such column"]
+        .iter()
+        .any(|begin| why.starts_with(begin))
 }
 
 fn to_wire(row: NodeRow) -> Node {

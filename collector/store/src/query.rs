@@ -186,14 +186,19 @@ impl Run<'_> {
                 None if error.sqlite_error_code() == Some(ErrorCode::OutOfMemory) => {
                     StoreError::Query("the query needs too much memory".to_owned())
                 }
-                None => StoreError::Query(one_line(&self.explain(&error))),
+                None => {
+                    let why = self.explain(&error);
+                    StoreError::Query(match why.contains("because it is a view") {
+                        // SQLite says so before it asks the guard.
+                        true => guard::READ_ONLY.to_owned(),
+                        false => one_line(&why),
+                    })
+                }
             }
         };
         let mut statement = prepared.connection.prepare(self.sql).map_err(explain)?;
         if !statement.readonly() || statement.is_explain() != 0 || statement.column_count() == 0 {
-            return Err(StoreError::Query(
-                "only one read-only SELECT over the views is allowed".to_owned(),
-            ));
+            return Err(StoreError::Query(guard::READ_ONLY.to_owned()));
         }
         let columns = statement
             .column_names()

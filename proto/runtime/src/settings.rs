@@ -24,7 +24,7 @@ use std::{
 
 pub use self::{
     defaults::{describe, print_defaults},
-    faults::{Fault, Faults, Origin},
+    faults::{Fault, Faults, Origin, nearest},
     value::{Kind, Value},
 };
 
@@ -180,7 +180,7 @@ impl Layers {
     }
 
     fn unknown(&mut self, origin: Origin, name: &str) {
-        let why = match faults::nearest(name, self.keys.iter().map(|key| key.name)) {
+        let why = match nearest(name, self.keys.iter().map(|key| key.name)) {
             Some(near) => format!("unknown key; did you mean `{near}`?"),
             None => "unknown key".to_owned(),
         };

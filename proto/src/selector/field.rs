@@ -127,7 +127,9 @@ fn parse_term(term: &[Escaped], position: usize) -> Result<FieldRequirement, Sel
         [] => return Err(expected()),
     };
     let field = plain(field).trim().to_owned();
-    if field.is_empty() {
+    // What stands before the `=` of `>=` is part of an operator that there is not.
+    let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if field.is_empty() || !field.chars().all(named) {
         return Err(expected());
     }
     Ok(FieldRequirement {
@@ -182,6 +184,14 @@ mod tests {
             (
                 "name=a,state",
                 "expected FIELD=VALUE or FIELD!=VALUE at position 8, found `state`",
+            ),
+            (
+                "name>=a",
+                "expected FIELD=VALUE or FIELD!=VALUE at position 1, found `name>=a`",
+            ),
+            (
+                "name gte a",
+                "expected FIELD=VALUE or FIELD!=VALUE at position 1, found `name gte a`",
             ),
             (
                 "=a",

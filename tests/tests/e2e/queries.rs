@@ -39,6 +39,59 @@ async fn ask(fleet: &Fleet) -> Process {
 }
 
 #[tokio::test]
+async fn what_cannot_be_asked_is_told_with_what_can() {
+    let fleet = Fleet::new(&[]).await.unwrap();
+    let schema = "\nhint: `nexusctl query --schema` lists tables and columns\n";
+    for (sql, why, end) in [
+        (
+            "SELECT * FROM nods",
+            "error: query: no such table: nods",
+            schema,
+        ),
+        (
+            "SELECT nme FROM nodes",
+            "error: query: no such column: nme",
+            schema,
+        ),
+        ("DELETE FROM nodes", "only one read-only SELECT", "\n"),
+        (
+            "UPDATE nodes SET name = 'a'",
+            "only one read-only SELECT",
+            "\n",
+        ),
+        (
+            "INSERT INTO nodes VALUES (1)",
+            "only one read-only SELECT",
+            "\n",
+        ),
+        ("DROP VIEW nodes", "only one read-only SELECT", "\n"),
+        ("SELECT 1; SELECT 2", "only one statement", "\n"),
+    ] {
+        let said = fleet.ctl.run(&["query", sql]).await.unwrap();
+        assert_eq!((said.code, said.out.as_str()), (1, ""), "{sql}: {said:?}");
+        assert!(said.err.contains(why), "{sql}: {said:?}");
+        assert!(said.err.ends_with(end), "{sql}: {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_state_that_a_run_can_have_can_be_asked_for() {
+    let fleet = Fleet::new(&[]).await.unwrap();
+    for state in nexus_store::RunState::ALL {
+        let wanted = format!("state={}", state.name());
+        let args = ["get", "runs", "--field-selector", &wanted];
+        fleet.ctl.ok(&args).await.unwrap();
+    }
+    let said = fleet
+        .ctl
+        .run(&["get", "runs", "--field-selector", "state=foo"])
+        .await
+        .unwrap();
+    assert_eq!(said.code, 2, "{said:?}");
+    assert!(said.err.contains("it is one of pending, "), "{said:?}");
+}
+
+#[tokio::test]
 async fn a_query_ends_with_whoever_asked_and_with_the_collector() {
     let mut fleet = Fleet::new(&["query.timeout=5m"]).await.unwrap();
     let mut first = ask(&fleet).await;

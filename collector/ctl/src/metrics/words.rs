@@ -131,7 +131,9 @@ fn parse_matcher(text: &str) -> Result<(Matcher, &str), String> {
     let (label, rest) = text.split_at(end);
     let label = label.trim();
     if !is_name(label, false) {
-        return Err(format!("`{label}` is no name of a label"));
+        return Err(format!(
+            "`{label}` is no name of a label, which comes before = or !="
+        ));
     }
     if rest.starts_with("=~") || rest.starts_with("!~") {
         return Err("labels are compared with = and !=, not with patterns".to_owned());

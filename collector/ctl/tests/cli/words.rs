@@ -79,6 +79,39 @@ async fn the_future_is_not_known() {
 }
 
 #[tokio::test]
+async fn a_mistake_in_what_is_asked_is_told_with_what_could_be_meant() {
+    let world = World::logged_in().await;
+    let before = world.fake.seen.lock().unwrap().statements.len();
+    for (args, why, hint) in [
+        (
+            &["describe", "alpha"][..],
+            "there is no type `alpha`",
+            "the node of that name is `node/alpha`; types are nodes, ",
+        ),
+        (
+            &["get", "nodez"],
+            "there is no type `nodez`",
+            "did you mean `nodes`?",
+        ),
+        (
+            &["get", "nodes", "--field-selector", "state=connectd"],
+            "there is no state `connectd`; it is one of connected, disconnected, quarantined, revoked",
+            "did you mean `connected`?",
+        ),
+    ] {
+        let output = world.run(args).await;
+        let said = err(&output);
+        assert_eq!(code(&output), 2, "{args:?}: {said}");
+        assert!(said.contains(why), "{args:?}: {said}");
+        assert!(
+            said.contains(&format!("\nhint: {hint}")),
+            "{args:?}: {said}"
+        );
+    }
+    assert_eq!(world.fake.seen.lock().unwrap().statements.len(), before);
+}
+
+#[tokio::test]
 async fn a_label_that_is_not_there_is_missed() {
     let world = World::logged_in().await;
     let output = world

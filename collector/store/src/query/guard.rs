@@ -18,6 +18,9 @@ use rusqlite::{
 
 use super::{live, views::View};
 
+/// Why anything else than a question is refused.
+pub(super) const READ_ONLY: &str = "only one read-only SELECT over the views is allowed";
+
 /// Functions a statement may call.
 const FUNCTIONS: &[&str] = &[
     "abs",
@@ -200,6 +203,6 @@ fn judge(
         AuthAction::Attach { .. } | AuthAction::Detach { .. } => {
             Err("databases cannot be attached or detached".to_owned())
         }
-        _ => Err("only one read-only SELECT over the views is allowed".to_owned()),
+        _ => Err(READ_ONLY.to_owned()),
     }
 }

@@ -88,7 +88,7 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 /// The known name that is at most a third of its letters away from `name`.
-pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|other| (distance(name, other), other))
         .filter(|(steps, other)| *steps * 3 <= other.len())
