@@ -1,15 +1,22 @@
 //! Times and spans as users write and read them.
 //!
-//! A TIME is RFC 3339, `now`, or an age such as `-10m` or `7d`; a span is `90s`, `10m`, `1h30m`, `7d`.
+//! A TIME is RFC 3339, `now`, or an age such as `-10m` or `7d`; a span is `90s`, `10m`, `1h30m`, `7d`, or a bare `0`. Other
+//! numbers need a unit: what is four hours to one is four seconds to another.
 
 use std::time::Duration;
 
 use nexus_proto::time::Timestamp;
 
-/// Reads a span; a bare number counts seconds.
+/// Reads a span.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Ok(Duration::from_secs(seconds));
+    match text.parse::<u64>() {
+        Ok(0) => return Ok(Duration::ZERO),
+        Ok(_) => {
+            return Err(format!(
+                "`{text}` has no unit: write {text}s, {text}m, {text}h or {text}d"
+            ));
+        }
+        Err(_) => {}
     }
     humantime::parse_duration(text)
         .map_err(|_| format!("`{text}` is no span of time such as 90s, 10m or 1h30m"))
@@ -96,7 +103,10 @@ mod tests {
 
     #[test]
     fn reads_spans() {
-        assert_eq!(parse_span("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_span("0"), Ok(Duration::ZERO));
+        assert_eq!(parse_span("4m"), Ok(Duration::from_secs(240)));
+        let why = "`4` has no unit: write 4s, 4m, 4h or 4d";
+        assert_eq!(parse_span("4"), Err(why.to_owned()));
         assert_eq!(parse_span("1h30m"), Ok(Duration::from_secs(5400)));
         assert!(parse_span("-5s").is_err());
         assert!(parse_span("soon").is_err());

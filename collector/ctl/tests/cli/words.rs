@@ -84,7 +84,12 @@ async fn a_mistake_in_what_is_asked_is_told_with_what_could_be_meant() {
     let before = world.fake.seen.lock().unwrap().statements.len();
     for (args, why, hint) in [
         (
-            &["describe", "alpha"][..],
+            &["token", "create", "--ttl", "4"][..],
+            "`4` has no unit: write 4s, 4m, 4h or 4d",
+            "see `nexusctl token create --help`",
+        ),
+        (
+            &["describe", "alpha"],
             "there is no type `alpha`",
             "the node of that name is `node/alpha`; types are nodes, ",
         ),
@@ -109,6 +114,9 @@ async fn a_mistake_in_what_is_asked_is_told_with_what_could_be_meant() {
         );
     }
     assert_eq!(world.fake.seen.lock().unwrap().statements.len(), before);
+    let none = ["token", "create", "--ttl", "0"];
+    let output = world.run(&none).await;
+    assert!(err(&output).contains("must live"), "{}", err(&output));
 }
 
 #[tokio::test]
