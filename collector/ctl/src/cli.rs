@@ -221,6 +221,12 @@ pub struct MetricsArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+When it asks:
+  Before a job is signed, its targets are named. With -l and --all it then asks whether to go on, and anything but yes ends it \
+  with exit code 1. It does not ask with --nodes, whose words name the targets, nor with --yes. It does not ask either where \
+  standard input is no terminal, as in a script, in cron or behind a pipe: the job runs at once. --dry-run shows who would \
+  run what, and runs nothing.")]
 pub struct RunArgs {
     /// Nodes with these labels, such as `role=web,zone in (a,b),!canary`
     #[arg(short = 'l', long, value_name = "SELECTOR", group = "targets")]
@@ -255,7 +261,7 @@ pub struct RunArgs {
     /// Show who would run what, and run nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Do not ask
+    /// Do not ask on a terminal whether to go on (see below)
     #[arg(short, long)]
     pub yes: bool,
     /// Let control characters in the nodes' output reach the terminal

@@ -120,6 +120,21 @@ async fn a_mistake_in_what_is_asked_is_told_with_what_could_be_meant() {
 }
 
 #[tokio::test]
+async fn help_says_when_run_asks() {
+    let world = World::new(LIFE).await;
+    let output = world.run(&["run", "--help"]).await;
+    let said = out(&output);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    for words in [
+        "When it asks:",
+        "standard input is no terminal",
+        "the job runs at once",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_label_that_is_not_there_is_missed() {
     let world = World::logged_in().await;
     let output = world
