@@ -1,5 +1,5 @@
 //! What the packages in `dist/` do on a machine with a real systemd, from the first `apt install` to the purge. Needs
-//! root, debootstrap, systemd-container, dpkg and iproute2, and `packaging/build.sh` before.
+//! root, debootstrap, systemd-container, dpkg, iproute2 and what `packaging/repo.sh` needs, and `packaging/build.sh` before.
 
 // `cfg(test)` tells the lints that helpers in there are test code too.
 #[cfg(test)]
@@ -13,6 +13,9 @@ mod collector;
 #[path = "packages/debian.rs"]
 mod debian;
 #[cfg(test)]
+#[path = "packages/dnf.rs"]
+mod dnf;
+#[cfg(test)]
 #[path = "packages/handbook.rs"]
 mod handbook;
 #[cfg(test)]
@@ -22,11 +25,20 @@ mod life;
 #[path = "packages/machine.rs"]
 mod machine;
 #[cfg(test)]
+#[path = "packages/node.rs"]
+mod node;
+#[cfg(test)]
 #[path = "packages/package.rs"]
 mod package;
 #[cfg(test)]
+#[path = "packages/publisher.rs"]
+mod publisher;
+#[cfg(test)]
 #[path = "packages/reload.rs"]
 mod reload;
+#[cfg(test)]
+#[path = "packages/rpm.rs"]
+mod rpm;
 #[cfg(test)]
 #[path = "packages/sandbox.rs"]
 mod sandbox;

@@ -7,7 +7,7 @@ use super::{
     scene::{AGENT, Scene},
 };
 
-const COLLECTOR: &str = "nexus-collector.service";
+pub(super) const UNIT: &str = "nexus-collector.service";
 
 #[tokio::test]
 async fn a_collector_from_its_package_waits_for_init_then_serves() {
@@ -19,22 +19,8 @@ async fn a_collector_from_its_package_waits_for_init_then_serves() {
     machine
         .ok("apt-get install --yes /root/nexus-collector.deb")
         .await;
-    assert_eq!(machine.show(COLLECTOR, "ActiveState").await, "inactive");
-    let status = machine.status(COLLECTOR).await;
-    let why = "ConditionPathExists=/var/lib/nexus/collector/instance.json was not met";
-    assert!(status.contains(why), "{status}");
-
-    let printed = machine.ok("nexus-collector init").await;
-    let code = printed
-        .lines()
-        .find(|line| line.starts_with("nxo_"))
-        .unwrap();
-    machine.ok("systemctl start nexus-collector").await;
-    machine.shows(COLLECTOR, "ActiveState", "active").await;
-    machine
-        .ok(&format!("nexusctl login {code} --address localhost:7461"))
-        .await;
-    let collector = machine.proc_status(COLLECTOR).await;
+    waits_for_init_then_serves(machine).await;
+    let collector = machine.proc_status(UNIT).await;
     assert_eq!(collector("CapEff"), "0000000000000000");
     assert_eq!(collector("NoNewPrivs"), "1");
     let uid = machine.ok("id --user nexus-collector").await;
@@ -43,7 +29,7 @@ async fn a_collector_from_its_package_waits_for_init_then_serves() {
         "{}",
         collector("Uid")
     );
-    assert!(machine.exposure(COLLECTOR).await <= 1.5);
+    assert!(machine.exposure(UNIT).await <= 1.5);
 
     machine
         .ok("apt-get install --yes /root/nexus-agent.deb")
@@ -66,12 +52,12 @@ async fn a_collector_from_its_package_waits_for_init_then_serves() {
     );
 
     // An upgrade restarts it, and its nodes come back.
-    let before = machine.show(COLLECTOR, "MainPID").await;
+    let before = machine.show(UNIT, "MainPID").await;
     machine
         .ok("apt-get install --yes --reinstall /root/nexus-collector.deb")
         .await;
-    machine.shows(COLLECTOR, "ActiveState", "active").await;
-    assert_ne!(machine.show(COLLECTOR, "MainPID").await, before);
+    machine.shows(UNIT, "ActiveState", "active").await;
+    assert_ne!(machine.show(UNIT, "MainPID").await, before);
     node_connected(machine).await;
 
     machine
@@ -87,6 +73,25 @@ async fn a_collector_from_its_package_waits_for_init_then_serves() {
         0,
         "{left}"
     );
+}
+
+/// Where something tried to start it.
+pub(super) async fn waits_for_init_then_serves(machine: &Machine) {
+    assert_eq!(machine.show(UNIT, "ActiveState").await, "inactive");
+    assert_eq!(machine.show(UNIT, "UnitFileState").await, "enabled");
+    let status = machine.status(UNIT).await;
+    let why = "ConditionPathExists=/var/lib/nexus/collector/instance.json was not met";
+    assert!(status.contains(why), "{status}");
+    let printed = machine.ok("nexus-collector init").await;
+    let code = printed
+        .lines()
+        .find(|line| line.starts_with("nxo_"))
+        .unwrap();
+    machine.ok("systemctl start nexus-collector").await;
+    machine.shows(UNIT, "ActiveState", "active").await;
+    machine
+        .ok(&format!("nexusctl login {code} --address localhost:7461"))
+        .await;
 }
 
 async fn node_connected(machine: &Machine) {

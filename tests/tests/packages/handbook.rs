@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use nexus_tests::handbook::{self, DEBIAN_PAGES, Runner};
 
-use super::{cable::Cable, machine::Machine, package};
+use super::{cable::Cable, debian::Kind, machine::Machine, package};
 
 const OUTPUTS: &str = "/root/outputs";
 
@@ -13,7 +13,7 @@ async fn pages_do_what_they_say_on_debian() {
     for name in DEBIAN_PAGES {
         let page = handbook::page(name).unwrap();
         let cable = Cable::straight();
-        let machine = Machine::boot(&cable.there).await;
+        let machine = Machine::boot(Kind::Stock, &cable.there).await;
         // As Debian's installer leaves it: a machine knows its own name.
         machine.write(
             "/etc/hosts",

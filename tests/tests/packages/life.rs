@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::{
     machine::Machine,
+    node::{self, Before},
     package,
-    scene::{AGENT, HELPER, NAME, Scene},
+    scene::{AGENT, NAME, Scene},
 };
 
 const POLICY: &str = "/etc/nexus/policy.toml";
@@ -50,9 +51,16 @@ async fn a_node_is_installed_enrolled_upgraded_set_back_removed_and_purged() {
     let step = |name: &str| println!("{name}: after {:.1?}", begun.elapsed());
     scene.machine.bring("nexus-agent");
     let before = everything(&scene.machine).await;
-    waits_for_an_identity(&scene).await;
+    scene
+        .machine
+        .ok(&format!("{INSTALL} /root/nexus-agent.deb"))
+        .await;
+    node::waits_for_an_identity(&scene.machine).await;
     step("installed");
-    runs_once_it_is_enrolled(&scene).await;
+    // Every reading counts later on.
+    let often = "/etc/nexus/agent.toml.d/often.toml";
+    scene.machine.write(often, 0o644, "interval = \"1s\"\n");
+    node::runs_once_it_is_enrolled(&scene).await;
     step("enrolled");
     does_what_the_policy_allows(&scene).await;
     step("has run jobs");
@@ -66,47 +74,9 @@ async fn a_node_is_installed_enrolled_upgraded_set_back_removed_and_purged() {
     step("purged");
 }
 
-/// The service is there and enabled, does not start, and says why.
-async fn waits_for_an_identity(scene: &Scene) {
-    let machine = &scene.machine;
-    machine
-        .ok(&format!("{INSTALL} /root/nexus-agent.deb"))
-        .await;
-    machine.ok("systemctl start nexus-agent").await;
-    assert_eq!(machine.show(AGENT, "ActiveState").await, "inactive");
-    assert_eq!(machine.show(AGENT, "UnitFileState").await, "enabled");
-    let status = machine.status(AGENT).await;
-    let why = "ConditionPathExists=/var/lib/nexus/agent/identity was not met";
-    assert!(status.contains(why), "{status}");
-    assert_eq!(machine.ok("systemctl --failed --quiet").await, "");
-}
-
-async fn runs_once_it_is_enrolled(scene: &Scene) {
-    let machine = &scene.machine;
-    // Every reading counts later on.
-    machine.write(
-        "/etc/nexus/agent.toml.d/often.toml",
-        0o644,
-        "interval = \"1s\"\n",
-    );
-    let said = scene.enrol().await;
-    assert!(said.contains("enrolled as alpha"), "{said}");
-    let node = scene.connected().await;
-    assert_eq!(node["transport"], "quic", "{node}");
-    machine.shows(AGENT, "ActiveState", "active").await;
-    let status = machine.status(AGENT).await;
-    assert!(status.contains("active (running)"), "{status}");
-    assert!(status.contains("connected to "), "{status}");
-    let restarts = machine.show(AGENT, "NRestarts").await;
-    assert_eq!(restarts, "0", "{status}");
-}
-
 /// As root, through the helper; and not what the machine's own policy does not allow.
 async fn does_what_the_policy_allows(scene: &Scene) {
-    let run = scene.run(&["id", "-u"]).await;
-    assert_eq!(run["state"], "succeeded", "{run}");
-    assert_eq!(run["stdout"], "0\n", "{run}");
-    assert_eq!(scene.machine.show(HELPER, "ActiveState").await, "active");
+    node::runs_jobs_as_root(scene).await;
     scene.machine.write(POLICY, 0o644, OWN_POLICY);
     let run = scene.run(&["touch", "/root/mark"]).await;
     assert_eq!(run["state"], "rejected", "{run}");
@@ -122,15 +92,7 @@ async fn does_what_the_policy_allows(scene: &Scene) {
 /// With the cable pulled: what is spooled and what runs meanwhile must come home.
 async fn is_upgraded_under_a_job(scene: &Scene, clock: &Clock) {
     let machine = &scene.machine;
-    let node = scene.connected().await;
-    let identity =
-        "cd /var/lib/nexus && sha256sum agent/incarnation agent/identity/* helper/identity/*";
-    let identity_before = machine.ok(identity).await;
-    let mut job = scene
-        .start("while [ ! -e /root/go ]; do sleep 0.1; done; echo went on; id -u")
-        .await;
-    let helper = machine.show(HELPER, "InvocationID").await;
-    let agent = machine.show(AGENT, "MainPID").await;
+    let before = Before::of(scene).await;
     scene.pull_cable(true);
     let pulled = clock.now();
     for _ in 0..3 {
@@ -140,26 +102,14 @@ async fn is_upgraded_under_a_job(scene: &Scene, clock: &Clock) {
     let next = machine.path("/root/next.deb");
     package::later("nexus-agent", "+next", &next, |_| {}).await;
     machine.ok(&format!("{INSTALL} /root/next.deb")).await;
-    assert_ne!(machine.show(AGENT, "MainPID").await, agent);
-    machine.shows(AGENT, "ActiveState", "active").await;
-    assert_eq!(machine.show(HELPER, "InvocationID").await, helper);
+    before.agent_was_replaced(machine).await;
     assert_eq!(
         fs::read_to_string(machine.path(POLICY)).unwrap(),
         OWN_POLICY
     );
     machine.write("/root/go", 0o644, "");
     scene.pull_cable(false);
-    assert_eq!(scene.connected().await["id"], node["id"]);
-    let ended = job.wait().await.unwrap();
-    let log = job.log_text();
-    assert!(ended.success() && log.contains("went on\n"), "{log}");
-    assert_eq!(machine.ok(identity).await, identity_before);
-    let id = log
-        .lines()
-        .find_map(|line| line.strip_prefix("job ")?.split(':').next());
-    let runs = format!("SELECT state FROM runs WHERE job_id = '{}'", id.unwrap());
-    let runs = scene.fleet.query(&runs).await.unwrap();
-    assert_eq!(runs, [serde_json::json!({"state": "succeeded"})]);
+    before.comes_home(scene).await;
     spooled_came_home(scene, pulled.as_ms(), upgraded.as_ms()).await;
 }
 
@@ -237,25 +187,7 @@ async fn says_farewell_and_can_come_back(scene: &Scene) {
     let machine = &scene.machine;
     let node = scene.connected().await;
     machine.ok("apt-get remove --yes nexus-agent").await;
-    let told = "SELECT * FROM events WHERE kind = 'agent_removed'";
-    let events = scene
-        .fleet
-        .eventually(told, |rows| !rows.is_empty())
-        .await
-        .unwrap();
-    assert_eq!(events.len(), 1, "{events:?}");
-    assert_eq!(events[0]["node_id"], node["id"], "{events:?}");
-    let left = machine
-        .ok("systemctl list-units --all --plain --no-legend 'nexus*'")
-        .await;
-    assert!(!left.contains(" active "), "{left}");
-    assert!(!machine.path("/usr/bin/nexus-agent").exists());
-    assert!(
-        machine
-            .path("/var/lib/nexus/agent/identity/identity.pem")
-            .exists()
-    );
-    assert!(machine.path("/var/lib/nexus/helper/identity/pin").exists());
+    node::has_left_its_state(scene, &node).await;
     assert_eq!(
         fs::read_to_string(machine.path(POLICY)).unwrap(),
         OWN_POLICY

@@ -20,7 +20,10 @@ use rustix::{
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::{debian, package};
+use super::{
+    debian::{self, Kind},
+    package,
+};
 
 /// Puts itself in the groups before `--`, then becomes what is behind it.
 const ENTER: &str =
@@ -48,10 +51,10 @@ pub(super) struct Said {
 
 impl Machine {
     /// Starts one in that network namespace, which has nothing of Nexus; all units that belong to its start have started.
-    pub(super) async fn boot(namespace: &str) -> Self {
+    pub(super) async fn boot(kind: Kind, namespace: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
-        debian::unpack(&root).await;
+        debian::unpack(kind, &root).await;
         let turn = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("nexus-{}-{turn}", std::process::id());
         let groups = groups(&name);

@@ -1,4 +1,4 @@
-//! The packages that `packaging/build.sh` left in `dist/`, and later versions of them.
+//! The debs that `packaging/build.sh` left in `dist/`, and later versions of them.
 
 use std::{
     fs,
@@ -14,15 +14,20 @@ pub(super) const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// The deb of that package.
 pub(super) fn built(name: &str) -> PathBuf {
+    let version = |rest: &str| rest.starts_with('_') && rest.ends_with(".deb");
+    in_dist(name, version)
+}
+
+/// The file that begins with that name, and goes on like that.
+pub(super) fn in_dist(name: &str, goes_on: impl Fn(&str) -> bool) -> PathBuf {
     let dist = Path::new(HERE).join("dist");
-    let prefix = format!("{name}_");
     let found = fs::read_dir(&dist).into_iter().flatten().flatten();
-    let mut debs = found.map(|entry| entry.path()).filter(|path| {
+    let mut files = found.map(|entry| entry.path()).filter(|path| {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
-        file.starts_with(&prefix) && file.ends_with(".deb")
+        file.strip_prefix(name).is_some_and(&goes_on)
     });
-    let deb = debs.next();
-    deb.unwrap_or_else(|| panic!("no {name} in {}: run packaging/build.sh", dist.display()))
+    let file = files.next();
+    file.unwrap_or_else(|| panic!("no {name} in {}: run packaging/build.sh", dist.display()))
 }
 
 /// The same package with that added to its version, once its files have been changed.

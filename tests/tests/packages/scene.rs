@@ -3,7 +3,7 @@
 use nexus_tests::{fleet::Fleet, process::Process};
 use serde_json::Value;
 
-use super::{cable::Cable, machine::Machine};
+use super::{cable::Cable, debian::Kind, machine::Machine};
 
 pub(super) const AGENT: &str = "nexus-agent.service";
 pub(super) const HELPER: &str = "nexus-agent-helper.service";
@@ -19,9 +19,13 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) async fn new() -> Self {
+        Self::of(Kind::Stock).await
+    }
+
+    pub(super) async fn of(kind: Kind) -> Self {
         let cable = Cable::straight();
         let fleet = Fleet::new_at(cable.place(), &[]).await.unwrap();
-        let machine = Machine::boot(&cable.there).await;
+        let machine = Machine::boot(kind, &cable.there).await;
         Self {
             machine,
             fleet,
