@@ -3,7 +3,9 @@
 //! One file, `ledger`, begins with `NXLG` and a version (u16) and is added to: `length u32 | CRC32C u32 |
 //! entry`, little endian. An entry is a `u8` for its kind, the run's key (16 bytes and three u32) and what
 //! the kind adds. RECEIVED carries the dispatch, so that a run that had not begun when the agent stopped is
-//! admitted again; STARTED is fsynced before anything is executed; PROCESS says which process it became;
+//! admitted again; STARTED is fsynced before anything is executed, and says for which node (16 bytes, which earlier
+//! versions neither wrote nor read): that may be another one by the time what is left of the run is looked for;
+//! PROCESS says which process it became;
 //! FINISHED carries the report, fsynced before it goes to the spool; SPOOLED says under which seq; ACKED
 //! that the collector has it. A run that was started and not finished when the ledger is opened is never
 //! started again.
@@ -27,7 +29,10 @@ use std::{
 
 use bytes::Bytes;
 use nexus_pki::files::{self, FileError};
-use nexus_proto::{ids::RunKey, time::Timestamp};
+use nexus_proto::{
+    ids::{NodeId, RunKey},
+    time::Timestamp,
+};
 use nexus_runtime::errors::chain;
 
 use self::file::{Entry, LedgerFile};
@@ -84,6 +89,8 @@ pub enum Stage {
     Started {
         /// When.
         at: Timestamp,
+        /// Who this node was then, if that was noted.
+        node: Option<NodeId>,
         /// What it became, if it came that far.
         process: Option<Process>,
     },
@@ -162,8 +169,11 @@ impl Ledger {
         self.since = self.since.max(now);
         for run in self.runs.values_mut() {
             if let Stage::Received(_) = run.stage {
-                let process = None;
-                run.stage = Stage::Started { at: now, process };
+                run.stage = Stage::Started {
+                    at: now,
+                    node: None,
+                    process: None,
+                };
             }
         }
         if let Err(error) = self.compact(now) {
@@ -194,6 +204,12 @@ impl Ledger {
         self.since
     }
 
+    /// Whether every run that was begun is in it until its report is acked: it was never lost or damaged.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.since == Timestamp(i64::MIN)
+    }
+
     /// Takes a dispatch. Durable on return.
     pub fn receive(
         &mut self,
@@ -211,9 +227,10 @@ impl Ledger {
         )
     }
 
-    /// The run is about to be executed. Durable on return; only then may it be.
-    pub fn start(&mut self, key: RunKey, at: Timestamp) -> Result<(), LedgerError> {
-        self.add(Entry::Started { key, at }, true)
+    /// The run is about to be executed for `node`. Durable on return; only then may it be.
+    pub fn start(&mut self, key: RunKey, at: Timestamp, node: NodeId) -> Result<(), LedgerError> {
+        let node = Some(node);
+        self.add(Entry::Started { key, at, node }, true)
     }
 
     /// What the run became. Not fsynced: a power cut ends the process too.
@@ -322,12 +339,16 @@ impl Ledger {
                 let stage = Stage::Received(dispatch);
                 self.runs.insert(key, Run { expires, stage });
             }
-            Entry::Started { key, at } => {
+            Entry::Started { key, at, node } => {
                 let run = self.runs.entry(key).or_insert_with(|| Run {
                     expires: Timestamp(i64::MAX),
                     stage: Stage::Received(Bytes::new()),
                 });
-                run.stage = Stage::Started { at, process: None };
+                run.stage = Stage::Started {
+                    at,
+                    node,
+                    process: None,
+                };
             }
             Entry::Process {
                 key,
@@ -392,14 +413,18 @@ fn entries_of(key: RunKey, run: &Run) -> Vec<Entry> {
                 dispatch: dispatch.clone(),
             }]
         }
-        Stage::Started { at, process } => {
+        Stage::Started { at, node, process } => {
             let mut entries = vec![
                 Entry::Received {
                     key,
                     expires,
                     dispatch: Bytes::new(),
                 },
-                Entry::Started { key, at: *at },
+                Entry::Started {
+                    key,
+                    at: *at,
+                    node: *node,
+                },
             ];
             entries.extend(
                 process

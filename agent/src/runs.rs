@@ -38,7 +38,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use self::report::ended;
 use crate::{
     admit::{self, Admitted, Refusal, View},
-    exec::{Executor, leftover},
+    exec::Executor,
     identity::Trust,
     ledger::{Ledger, LedgerError, Process, Stage},
     spool::{Spool, SpoolError},
@@ -47,8 +47,6 @@ use crate::{
 
 /// Between tries to store what must not be lost, while the disk refuses.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
-/// Between tries to kill what will not die.
-const KILL_AGAIN: Duration = Duration::from_secs(5);
 /// Why runs are stopped at shutdown.
 const STOPPED: &str = "the agent was stopped";
 
@@ -94,6 +92,8 @@ enum Halt {
     Stopped,
 }
 
+/// For whom a run was begun and which process it became: by that is found what is left of it.
+type Left = (NodeId, Option<Process>);
 type Halts = watch::Receiver<Option<Halt>>;
 
 #[derive(Debug)]
@@ -142,7 +142,10 @@ impl Runs {
                         tracing::error!(job = %key.job, %error, "a dispatch is not readable")
                     }
                 },
-                Stage::Started { at, process } => runs.settle(key, run.expires, at, process),
+                Stage::Started { at, node, process } => {
+                    let node = node.unwrap_or(runs.0.around.own.node);
+                    runs.settle(key, run.expires, at, (node, process));
+                }
                 Stage::Finished { report, seq } => {
                     // The spool may have lost what it was given.
                     let kept = seq.is_some_and(|seq| runs.0.around.spool.holds_result(seq));
@@ -324,11 +327,11 @@ impl Runs {
     }
 
     /// Takes up a run that was begun by the agent before this one, or reports that nobody saw its end, once nothing of it is left.
-    fn settle(&self, key: RunKey, expires: Timestamp, at: Timestamp, process: Option<Process>) {
+    fn settle(&self, key: RunKey, expires: Timestamp, at: Timestamp, left: Left) {
         let halts = self.0.activate(key);
         let shared = Arc::clone(&self.0);
         self.0.around.tasks.spawn("settle", async move {
-            if let Some(report) = shared.take_up(key, at, process, halts).await {
+            if let Some(report) = shared.take_up(key, at, left, halts).await {
                 shared.report(key, expires, report).await;
             }
             shared.done(&key);
@@ -368,27 +371,6 @@ impl Shared {
         })
     }
 
-    /// Kills what is left of a run, however long that takes.
-    async fn kill_rest(&self, key: &RunKey, process: Option<&Process>) {
-        let mark = self.mark(key);
-        loop {
-            match leftover::kill(&mark, process).await {
-                Ok(killed) => {
-                    tracing::warn!(job = %key.job, killed, "a run ended unseen, nothing of it is left");
-                    return;
-                }
-                Err(error) if error.forbidden => {
-                    tracing::error!(job = %key.job, %error, "a run became another user's, and goes on unseen");
-                    return;
-                }
-                Err(error) => {
-                    tracing::error!(job = %key.job, %error, "a run cannot be settled");
-                    tokio::time::sleep(KILL_AGAIN).await;
-                }
-            }
-        }
-    }
-
     fn activate(&self, key: RunKey) -> Halts {
         let (halt, halts) = watch::channel(None);
         self.active().insert(key, halt);
@@ -417,11 +399,6 @@ impl Shared {
         keeps.note(kept, now, &self.around.spool)
     }
 
-    /// Several agents may share a host.
-    fn mark(&self, key: &RunKey) -> String {
-        mark(self.around.own.node, key)
-    }
-
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -429,14 +406,6 @@ impl Shared {
     fn active(&self) -> MutexGuard<'_, BTreeMap<RunKey, watch::Sender<Option<Halt>>>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The run's name in its programs' environment.
-pub(crate) fn mark(node: NodeId, key: &RunKey) -> String {
-    format!(
-        "{node}/{}/{}/{}/{}",
-        key.job, key.occurrence, key.step, key.attempt
-    )
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 use std::{fs, io, time::Duration};
 
+use nexus_proto::ids::{NodeId, RunKey};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::time::sleep;
 
@@ -16,6 +17,8 @@ use crate::ledger::Process;
 
 const ROUNDS: u32 = 250;
 const BETWEEN: Duration = Duration::from_millis(20);
+/// Between tries to kill what will not die.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Processes that would not die.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,37 @@ pub struct Unkillable {
     pub pids: Vec<u32>,
     /// Only their own user, or root, could: trying again is no use.
     pub forbidden: bool,
+}
+
+/// The run's name in its programs' environment. Several agents may share a host, and one job may be for all of them.
+pub(crate) fn mark(node: NodeId, key: &RunKey) -> String {
+    format!(
+        "{node}/{}/{}/{}/{}",
+        key.job, key.occurrence, key.step, key.attempt
+    )
+}
+
+/// Has nothing be left of a run that ended unseen, however long that takes. `node`: for whom it was begun; without it only
+/// what stayed in its session is found.
+pub(crate) async fn settle(key: &RunKey, node: Option<NodeId>, process: Option<&Process>) {
+    let mark = node.map_or_else(|| "-".to_owned(), |node| mark(node, key));
+    loop {
+        match kill(&mark, process).await {
+            Ok(0) => return,
+            Ok(killed) => {
+                tracing::warn!(job = %key.job, killed, "a run ended unseen, nothing of it is left");
+                return;
+            }
+            Err(error) if error.forbidden => {
+                tracing::error!(job = %key.job, %error, "a run became another user's, and goes on unseen");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(job = %key.job, %error, "a run cannot be settled");
+                sleep(AGAIN).await;
+            }
+        }
+    }
 }
 
 /// Kills everything left of a run and waits until it is gone.

@@ -2,18 +2,27 @@
 //! root can try stands in the interop suite.
 
 use std::{
+    os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
-use nexus_proto::{agent::v1::TrustUpdate, ids::RunKey, job::Job, record::RunOutcome};
+use nexus_proto::{
+    agent::v1::TrustUpdate,
+    ids::{JobId, NodeId, RunKey},
+    job::Job,
+    record::RunOutcome,
+};
 use prost::Message as _;
 
 use super::*;
 use crate::{
     admit::tests::Scene,
-    exec::{Boxed, End, Ending, Executing, Executor as _, Order, Piece, Plan, StartError, Stop},
+    exec::{
+        Boxed, End, Ending, Executing, Executor as _, Order, Piece, Plan, StartError, Stop,
+        leftover,
+    },
     identity::Trust,
     ledger::Stage,
 };
@@ -35,19 +44,10 @@ impl Host {
         let scene = Scene::new(clock.now().before(Duration::from_secs(5)));
         let tasks = Tasks::new();
         std::fs::write(dir.path().join("policy.toml"), ANYTHING).unwrap();
-        let folder = dir.path().join("helper");
-        nexus_pki::files::create_folder(&folder).unwrap();
-        let trust = Trust::new(scene.policy.clone(), Some(scene.freshness.clone()));
-        pin::write(
-            &folder,
-            &scene.own,
-            "fleet.test",
-            &trust,
-            (clock.now(), None),
-        )
-        .unwrap();
+        let folder = pinned(dir.path(), "helper", &scene, &clock);
+        let policy = dir.path().join("policy.toml");
         let host = Self {
-            works: works(&folder, &dir.path().join("policy.toml"), &clock, &tasks),
+            works: works(&folder, false, &policy, &clock, &tasks),
             dir,
             scene,
             clock,
@@ -65,6 +65,17 @@ impl Host {
 
     fn socket(&self) -> PathBuf {
         self.dir.path().join("helper.sock")
+    }
+
+    /// A folder of another helper for the same node.
+    fn other(&self) -> PathBuf {
+        pinned(self.dir.path(), "other", &self.scene, &self.clock)
+    }
+
+    /// A helper there; `used`: its ledger must be there too.
+    fn works_in(&self, folder: &Path, used: bool) -> Works {
+        let policy = self.dir.path().join("policy.toml");
+        works(folder, used, &policy, &self.clock, &self.tasks)
     }
 
     fn agent(&self) -> Delegate {
@@ -96,11 +107,20 @@ impl Host {
     }
 }
 
-fn works(folder: &Path, policy: &Path, clock: &Clock, tasks: &Tasks) -> Works {
+fn pinned(dir: &Path, name: &str, scene: &Scene, clock: &Clock) -> PathBuf {
+    let folder = dir.join(name);
+    nexus_pki::files::create_folder(&folder).unwrap();
+    let trust = Trust::new(scene.policy.clone(), Some(scene.freshness.clone()));
+    let when = (clock.now(), None);
+    pin::write(&folder, &scene.own, "fleet.test", &trust, when).unwrap();
+    folder
+}
+
+fn works(folder: &Path, used: bool, policy: &Path, clock: &Clock, tasks: &Tasks) -> Works {
     let scripts = folder.join(SCRIPTS);
     exec::clean_scripts(&scripts).unwrap();
     Works::resume(
-        Ledger::open(&folder.join(LEDGER), false, clock.now()).unwrap(),
+        Ledger::open(&folder.join(LEDGER), used, clock.now()).unwrap(),
         Around {
             pins: Pins::new(folder),
             policy: policy.to_owned(),
@@ -308,39 +328,61 @@ async fn a_refusal_says_why_and_a_start_that_fails_too() {
     }
 }
 
+/// What was begun for a node that the pin names no more as well.
 #[tokio::test]
-async fn a_run_nobody_saw_the_end_of_is_unknown_to_whoever_asks() {
+async fn a_run_nobody_saw_the_end_of_is_unknown_and_nothing_of_it_lives() {
     let host = Host::new();
-    let folder = host.dir.path().join("other");
-    let trust = Trust::new(
-        host.scene.policy.clone(),
-        Some(host.scene.freshness.clone()),
-    );
-    nexus_pki::files::create_folder(&folder).unwrap();
-    pin::write(
-        &folder,
-        &host.scene.own,
-        "fleet.test",
-        &trust,
-        (host.clock.now(), None),
-    )
-    .unwrap();
-    let run = RunKey::once(host.sh("true").0.id);
+    let folder = host.other();
+    let (run, former) = (RunKey::once(JobId::random()), NodeId::random());
+    let mut left = std::process::Command::new("sleep")
+        .arg("600")
+        .env(exec::MARK, leftover::mark(former, &run))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let now = host.clock.now();
     let mut ledger = Ledger::open(&folder.join(LEDGER), false, now).unwrap();
     ledger.receive(run, now, Bytes::new()).unwrap();
-    ledger.start(run, now).unwrap();
+    ledger.start(run, now, former).unwrap();
     drop(ledger);
-    let works = works(
-        &folder,
-        &host.dir.path().join("policy.toml"),
-        &host.clock,
-        &host.tasks,
-    );
+    let works = host.works_in(&folder, true);
     let work = works.attach(run).await.unwrap();
     until(|| work.shelf.ended().is_some()).await;
     match work.shelf.next(&mut work.shelf.follow()) {
         shelf::Next::Over(finished) => assert_eq!(finished.outcome, RunOutcome::Unknown),
         other => panic!("{other:?}"),
     }
+    let status = left.try_wait().unwrap();
+    assert_eq!(status.and_then(|status| status.signal()), Some(9));
+}
+
+#[tokio::test]
+async fn what_a_job_left_on_purpose_outlives_what_is_known_of_the_job() {
+    let host = Host::new();
+    let agent = host.agent();
+    let script = "setsid sleep 600 <&- >&- 2>&- & echo $!";
+    let (run, execution) = host.start(&agent, script).await;
+    let taken = Taken::default();
+    let ending = over(execution.finish(taken.sink(9), never()).await);
+    assert_eq!(ending.exit_code, Some(0));
+    agent.reported(run);
+    until(|| matches!(host.works.stage(&run), Some(Stage::Acked(_)))).await;
+    let later = host.clock.now().after(Duration::from_secs(7 * 24 * 3600));
+    host.works.forget(later).unwrap();
+    assert_eq!(host.works.stage(&run), None);
+    let daemon = taken.text().trim().to_owned();
+    assert!(is_alive(&daemon));
+    assert!(host.works.attach(run).await.is_none());
+    assert!(is_alive(&daemon), "whoever asks for it ends it");
+    // Of a helper whose ledger was lost, nobody knows whether that run had ended.
+    let doubtful = host.works_in(&host.other(), true);
+    assert!(doubtful.attach(run).await.is_none());
+    assert!(!is_alive(&daemon));
+}
+
+fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }

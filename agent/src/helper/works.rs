@@ -22,7 +22,7 @@ use bytes::Bytes;
 use nexus_proto::{
     agent::v1 as wire,
     helper::v1::Welcome,
-    ids::RunKey,
+    ids::{NodeId, RunKey},
     job::Job,
     limits,
     record::{Finished, RunOutcome},
@@ -47,7 +47,7 @@ use crate::{
     runs::report::{ended, finished},
 };
 
-/// Between tries to store an ending, or to kill what will not die.
+/// Between tries to store an ending.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Runs that were asked for and not known: they must not begin while a request for them may still be on its way.
 const SETTLED: usize = 1024;
@@ -117,8 +117,10 @@ impl Works {
                 Stage::Finished { .. } if run.expires < now.before(UNREPORTED) => {
                     works.reported(&key);
                 }
-                Stage::Started { at, process } => works.settle(key, run.expires, at, process),
-                Stage::Received(_) => works.settle(key, run.expires, now, None),
+                Stage::Started { at, node, process } => {
+                    works.settle(key, run.expires, at, (node, process));
+                }
+                Stage::Received(_) => works.settle(key, run.expires, now, (None, None)),
                 Stage::Finished { .. } | Stage::Acked(_) => {}
             }
         }
@@ -192,12 +194,17 @@ impl Works {
         }
     }
 
-    /// A run that was begun; `None`: it was not, nothing of it is alive, and it will not begin. Waits for that.
+    /// A run that was begun; `None`: it was not, or the agent has had its ending; it will not begin. Where a ledger was
+    /// lost that may have held it, waits until nothing of it is alive.
     pub(super) async fn attach(&self, key: RunKey) -> Option<Arc<Work>> {
         if let Some(work) = self.0.find_or_settle(key) {
             return Some(work);
         }
-        self.0.kill_rest(&key, None).await;
+        // What a run that ended well has left behind, it may have left on purpose.
+        let whole = self.0.ledger().is_whole();
+        if !whole {
+            leftover::settle(&key, self.0.node(), None).await;
+        }
         None
     }
 
@@ -291,12 +298,26 @@ impl Works {
         self.0.ledger().get(key).map(|run| run.stage.clone())
     }
 
-    fn settle(&self, key: RunKey, expires: Timestamp, at: Timestamp, process: Option<Process>) {
+    /// The ledger as it will be at some later time.
+    #[cfg(test)]
+    pub(super) fn forget(&self, then: Timestamp) -> Result<(), LedgerError> {
+        self.0.ledger().compact(then)
+    }
+
+    /// Reports a run that ended unseen, once nothing of it is left. The pin may be for another node by now.
+    fn settle(
+        &self,
+        key: RunKey,
+        expires: Timestamp,
+        at: Timestamp,
+        (node, process): (Option<NodeId>, Option<Process>),
+    ) {
         let work = Work::new(key, expires);
         self.0.works().insert(key, Arc::clone(&work));
         let shared = Arc::clone(&self.0);
         self.0.around.tasks.spawn("settle", async move {
-            shared.kill_rest(&key, process.as_ref()).await;
+            let node = node.or_else(|| shared.node());
+            leftover::settle(&key, node, process.as_ref()).await;
             let now = shared.around.clock.now();
             let reason = "the helper ended while it ran".to_owned();
             shared
@@ -331,11 +352,11 @@ impl Work {
 impl Shared {
     async fn carry_out(self: Arc<Self>, work: &Arc<Work>, job: &Job, pin: &Pin) {
         let around = &self.around;
-        let (key, at) = (work.key, around.clock.now());
+        let (key, at, node) = (work.key, around.clock.now(), pin.own.node);
         let over = |outcome, reason| ended(key, outcome, reason, at, around.clock.now());
         let plan = Plan {
             action: job.action.clone(),
-            mark: mark(pin, &key),
+            mark: leftover::mark(node, &key),
             job: key.job.to_string(),
             timeout: job.timeout,
             grace: job.kill_grace,
@@ -359,14 +380,14 @@ impl Shared {
                 match execution.finish(sink, stop_of(work.stop.subscribe())).await {
                     Ok(ending) => finished(key, ending, at, around.clock.now()),
                     Err(error) => {
-                        self.kill_rest(&key, Some(&process)).await;
+                        leftover::settle(&key, Some(node), Some(&process)).await;
                         let reason = format!("its end could not be seen: {error}");
                         over(RunOutcome::Unknown, reason)
                     }
                 }
             }
             Err(error @ StartError::Hangs(_)) => {
-                self.kill_rest(&key, None).await;
+                leftover::settle(&key, Some(node), None).await;
                 over(RunOutcome::Unknown, chain(&error).to_string())
             }
             Err(error) => over(RunOutcome::FailedToStart, chain(&error).to_string()),
@@ -432,23 +453,9 @@ impl Shared {
         }
     }
 
-    /// Kills what is left of a run, however long that takes.
-    async fn kill_rest(&self, key: &RunKey, process: Option<&Process>) {
-        // Without a pin nothing was ever started.
-        let mark = self.around.pins.current().map(|pin| mark(&pin, key));
-        loop {
-            match leftover::kill(mark.as_deref().unwrap_or("-"), process).await {
-                Ok(0) => return,
-                Ok(killed) => {
-                    tracing::warn!(job = %key.job, killed, "a run ended unseen, nothing of it is left");
-                    return;
-                }
-                Err(error) => {
-                    tracing::error!(job = %key.job, %error, "a run cannot be settled");
-                    sleep(AGAIN).await;
-                }
-            }
-        }
+    /// Whom it serves, if anybody.
+    fn node(&self) -> Option<NodeId> {
+        self.around.pins.current().map(|pin| pin.own.node).ok()
     }
 
     /// Anybody with a socket to the helper could fill the log.
@@ -486,11 +493,6 @@ impl Sink for ShelfSink {
     fn room(&self) -> Boxed<'_, ()> {
         Box::pin(self.0.shelf.room())
     }
-}
-
-/// The run's name in its programs' environment.
-fn mark(pin: &Pin, key: &RunKey) -> String {
-    crate::runs::mark(pin.own.node, key)
 }
 
 async fn stop_of(mut stops: watch::Receiver<Option<Stop>>) -> Stop {

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use nexus_pki::files;
 use nexus_proto::{
-    ids::{JobId, RunKey},
+    ids::{JobId, NodeId, RunKey},
     time::Timestamp,
 };
 use nexus_runtime::errors::chain;
@@ -32,6 +32,7 @@ pub(super) enum Entry {
     Started {
         key: RunKey,
         at: Timestamp,
+        node: Option<NodeId>,
     },
     Process {
         key: RunKey,
@@ -281,9 +282,12 @@ fn encode(entry: &Entry) -> Bytes {
             out.put_i64_le(expires.as_ms());
             out.put_slice(dispatch);
         }
-        Entry::Started { key, at } => {
+        Entry::Started { key, at, node } => {
             begin(2, key);
             out.put_i64_le(at.as_ms());
+            if let Some(node) = node {
+                out.put_slice(node.as_bytes());
+            }
         }
         Entry::Process { key, process } => {
             begin(3, key);
@@ -349,6 +353,7 @@ fn decode(mut body: Bytes) -> Option<Entry> {
         2 => Entry::Started {
             key,
             at: Timestamp(body.try_get_i64_le().ok()?),
+            node: NodeId::from_wire(&body).ok(),
         },
         3 => {
             let pid = body.try_get_u32_le().ok()?;

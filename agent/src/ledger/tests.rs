@@ -10,6 +10,10 @@ fn key() -> RunKey {
     RunKey::once(JobId::random())
 }
 
+fn node() -> NodeId {
+    NodeId::from_wire(&[5; 16]).unwrap()
+}
+
 fn process() -> Process {
     Process {
         pid: 7,
@@ -39,11 +43,17 @@ fn every_stage_survives_a_restart_and_a_compaction() {
             )
             .unwrap();
     }
-    ledger.start(started, T).unwrap();
-    ledger.start(running, T).unwrap();
+    // As an earlier version wrote it.
+    let nameless = Entry::Started {
+        key: started,
+        at: T,
+        node: None,
+    };
+    ledger.add(nameless, true).unwrap();
+    ledger.start(running, T, node()).unwrap();
     ledger.process(running, process()).unwrap();
     for (key, seq) in [(finished, 9), (acked, 3)] {
-        ledger.start(key, T).unwrap();
+        ledger.start(key, T, node()).unwrap();
         ledger
             .finish(key, T, Bytes::from_static(b"report"))
             .unwrap();
@@ -53,10 +63,12 @@ fn every_stage_survives_a_restart_and_a_compaction() {
     let stages = |ledger: &Ledger| keys.map(|key| ledger.get(&key).map(|run| run.stage.clone()));
     let before = stages(&ledger);
     assert_eq!(before[0], Some(Stage::Received(Bytes::from_static(b"job"))));
+    assert!(matches!(before[1], Some(Stage::Started { node: None, .. })));
     assert_eq!(
         before[2],
         Some(Stage::Started {
             at: T,
+            node: Some(node()),
             process: Some(process())
         })
     );
@@ -77,7 +89,7 @@ fn what_is_forgotten_counts_as_expired() {
     let mut ledger = Ledger::open(dir.path(), false, T).unwrap();
     for key in [old, open] {
         ledger.receive(key, T, Bytes::new()).unwrap();
-        ledger.start(key, T).unwrap();
+        ledger.start(key, T, node()).unwrap();
     }
     ledger.finish(old, T, Bytes::new()).unwrap();
     ledger.spooled(old, 1).unwrap();
@@ -98,7 +110,7 @@ fn a_torn_tail_is_cut_at_every_byte() {
     let mut ledger = Ledger::open(dir.path(), false, T).unwrap();
     ledger.receive(run, T, Bytes::from_static(b"job")).unwrap();
     let received = fs::metadata(dir.path().join("ledger")).unwrap().len();
-    ledger.start(run, T).unwrap();
+    ledger.start(run, T, node()).unwrap();
     let whole = fs::read(dir.path().join("ledger")).unwrap();
     for cut in 6..whole.len() {
         assert_eq!(Ledger::open(dir.path(), true, T).unwrap().found(), None);
@@ -106,7 +118,7 @@ fn a_torn_tail_is_cut_at_every_byte() {
         let mut ledger = Ledger::open(dir.path(), false, T).unwrap();
         let known = (cut as u64) >= received;
         assert_eq!(ledger.get(&run).is_some(), known, "cut at {cut}");
-        ledger.start(run, T).unwrap();
+        ledger.start(run, T, node()).unwrap();
         let again = Ledger::open(dir.path(), false, T).unwrap();
         assert!(matches!(
             again.get(&run).unwrap().stage,
@@ -132,12 +144,12 @@ fn damage_in_the_middle_starts_nothing_again() {
         let job = Bytes::from_static(b"job");
         ledger.receive(key, T.after(REMEMBERED), job).unwrap();
     }
-    ledger.start(started, T).unwrap();
-    ledger.start(finished, T).unwrap();
+    ledger.start(started, T, node()).unwrap();
+    ledger.start(finished, T, node()).unwrap();
     let report = Bytes::from_static(b"report");
     ledger.finish(finished, T, report.clone()).unwrap();
     let before_last = fs::metadata(&path).unwrap().len();
-    ledger.start(last, T).unwrap();
+    ledger.start(last, T, node()).unwrap();
     drop(ledger);
     let whole = fs::read(&path).unwrap();
     let later = T.after(Duration::from_secs(9));
@@ -196,13 +208,13 @@ fn nothing_is_added_behind_what_cannot_be_cut() {
     ledger.receive(run, T, Bytes::new()).unwrap();
     let whole = fs::metadata(dir.path().join("ledger")).unwrap().len();
     ledger.file.break_it();
-    assert!(ledger.start(run, T).is_err());
+    assert!(ledger.start(run, T, node()).is_err());
     ledger.file.mend_it();
     // What the disk kept of the entry.
     let mut bytes = fs::read(dir.path().join("ledger")).unwrap();
     bytes.extend_from_slice(&[7; 5]);
     fs::write(dir.path().join("ledger"), &bytes).unwrap();
-    ledger.start(run, T).unwrap();
+    ledger.start(run, T, node()).unwrap();
     let again = Ledger::open(dir.path(), false, T).unwrap();
     assert_eq!(again.found(), None);
     assert!(matches!(

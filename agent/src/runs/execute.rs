@@ -15,7 +15,7 @@ use prost::Message as _;
 use tokio::{sync::SemaphorePermit, time::timeout};
 
 use super::{
-    Halt, Halts, STOPPED, STORE_AGAIN, Shared,
+    Halt, Halts, Left, STOPPED, STORE_AGAIN, Shared,
     report::{ended, finished},
 };
 use crate::{
@@ -75,7 +75,8 @@ impl Shared {
         if !judged && let Err(reason) = self.allowed(job) {
             return rejected(reason);
         }
-        let started = self.ledger().start(key, at);
+        let node = around.own.node;
+        let started = self.ledger().start(key, at, node);
         if let Err(error) = &started {
             self.in_ledger(&started);
             let reason = format!("it cannot be promised to run once: {}", chain(error));
@@ -83,7 +84,7 @@ impl Shared {
         }
         let plan = Plan {
             action: job.action.clone(),
-            mark: self.mark(&key),
+            mark: leftover::mark(node, &key),
             job: key.job.to_string(),
             timeout: job.timeout,
             grace: job.kill_grace,
@@ -110,7 +111,7 @@ impl Shared {
                 return Some(finished(key, *ending, at, around.clock.now()));
             }
             Err(error @ (StartError::Hangs(_) | StartError::Lost)) => {
-                self.kill_rest(&key, None).await;
+                leftover::settle(&key, Some(node), None).await;
                 let now = around.clock.now();
                 let reason = chain(&error).to_string();
                 return Some(ended(key, RunOutcome::Unknown, reason, at, now));
@@ -139,7 +140,8 @@ impl Shared {
         });
         let stored = around.spool.append(at, start);
         self.in_spool(&stored);
-        self.follow(key, execution, at, Some(process), halts).await
+        let left = (node, Some(process));
+        self.follow(key, execution, at, left, halts).await
     }
 
     /// Takes up a run that the agent before this one has begun. `None`: the agent stopped, and the next one does.
@@ -147,7 +149,7 @@ impl Shared {
         &self,
         key: RunKey,
         at: Timestamp,
-        process: Option<Process>,
+        left: Left,
         halts: Halts,
     ) -> Option<Finished> {
         let mut stopping = halts.clone();
@@ -158,9 +160,10 @@ impl Shared {
         };
         if let Some(execution) = attached {
             tracing::info!(job = %key.job, "a run went on without the agent");
-            return self.follow(key, execution, at, process, halts).await;
+            return self.follow(key, execution, at, left, halts).await;
         }
-        self.kill_rest(&key, process.as_ref()).await;
+        let (node, process) = &left;
+        leftover::settle(&key, Some(*node), process.as_ref()).await;
         let now = self.around.clock.now();
         let reason = "the agent ended while it ran".to_owned();
         Some(ended(key, RunOutcome::Unknown, reason, at, now))
@@ -172,7 +175,7 @@ impl Shared {
         key: RunKey,
         execution: Box<dyn Executing>,
         at: Timestamp,
-        process: Option<Process>,
+        left: Left,
         halts: Halts,
     ) -> Option<Finished> {
         let around = &self.around;
@@ -209,7 +212,8 @@ impl Shared {
             }
             Err(error) => {
                 let reason = format!("its end could not be seen: {error}");
-                self.kill_rest(&key, process.as_ref()).await;
+                let (node, process) = &left;
+                leftover::settle(&key, Some(*node), process.as_ref()).await;
                 let now = around.clock.now();
                 Some(ended(key, RunOutcome::Unknown, reason, at, now))
             }

@@ -1,5 +1,6 @@
 use crate::{
     admit::tests::Scene,
+    exec::leftover,
     spool::{LaneConfig, SpoolConfig},
 };
 
@@ -41,13 +42,25 @@ impl Node {
     }
 
     fn agent(&self) -> Agent {
-        self.agent_that_trusts(Trust::new(
+        self.agent_that_trusts(self.trust())
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::new(
             self.scene.policy.clone(),
             Some(self.scene.freshness.clone()),
-        ))
+        )
     }
 
     fn agent_that_trusts(&self, trust: Trust) -> Agent {
+        self.agent_of(trust, Arc::new(crate::exec::Starter::default()))
+    }
+
+    fn agent_that_runs(&self, executor: impl Executor + 'static) -> Agent {
+        self.agent_of(self.trust(), Arc::new(executor))
+    }
+
+    fn agent_of(&self, trust: Trust, executor: Arc<dyn Executor>) -> Agent {
         let (trust, troubles) = (Arc::new(trust), Arc::new(Troubles::default()));
         let lane = LaneConfig {
             bytes: 1 << 20,
@@ -69,7 +82,7 @@ impl Node {
             own: self.scene.own.clone(),
             trust: Arc::clone(&trust),
             spool: Arc::clone(&spool),
-            executor: Arc::new(crate::exec::Starter::default()),
+            executor,
             scripts,
             policy: self.dir.path().join("policy.toml"),
             clock: self.clock.clone(),
@@ -254,8 +267,12 @@ async fn a_crash_never_runs_anything_twice() {
             .unwrap();
     }
     let now = node.clock.now();
-    ledger.start(RunKey::once(begun.id), now).unwrap();
-    ledger.start(RunKey::once(over.id), now).unwrap();
+    ledger
+        .start(RunKey::once(begun.id), now, node.scene.own.node)
+        .unwrap();
+    ledger
+        .start(RunKey::once(over.id), now, node.scene.own.node)
+        .unwrap();
     let key = RunKey::once(over.id);
     let mut report = ended(key, RunOutcome::Exited, String::new(), now, now);
     report.exit_code = Some(4);
@@ -452,7 +469,7 @@ async fn an_end_nobody_saw_is_unknown_and_leaves_nothing() {
     until(|| rustix::process::waitpid(pid, options).unwrap()).await;
     let report = agent.report(&RunKey::once(job.id)).await;
     assert_eq!(report.outcome, RunOutcome::Unknown);
-    let mark = agent.runs.0.mark(&RunKey::once(job.id));
+    let mark = leftover::mark(node.scene.own.node, &RunKey::once(job.id));
     assert_eq!(leftover::kill(&mark, None).await.unwrap(), 0);
 }
 

@@ -169,7 +169,7 @@ fn ledger(dir: &Path, mut chance: StdRng) -> Result<(), String> {
                 .map_err(fail)?;
             promise(&format!("received {} 0", key.job))?;
             if chance.random_bool(0.8) {
-                ledger.start(key, now).map_err(fail)?;
+                ledger.start(key, now, NodeId::random()).map_err(fail)?;
                 promise(&format!("started {} 0", key.job))?;
                 if chance.random_bool(0.8) {
                     ledger

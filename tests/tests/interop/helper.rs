@@ -7,7 +7,7 @@ use nexus_agent::{
     exec::leftover,
     ledger::{Ledger, Process},
 };
-use nexus_proto::ids::{JobId, RunKey};
+use nexus_proto::ids::{JobId, NodeId, RunKey};
 use nexus_runtime::clock::Clock;
 use nexus_tests::{
     fleet::{Fleet, SOON},
@@ -398,7 +398,7 @@ async fn root_that_removes_an_agent_kills_nothing_the_agent_names() {
         };
         let run = RunKey::once(JobId::random());
         ledger.receive(run, now.after(SOON), Bytes::new()).unwrap();
-        ledger.start(run, now).unwrap();
+        ledger.start(run, now, NodeId::random()).unwrap();
         ledger.process(run, process).unwrap();
     }
     drop(ledger);

@@ -79,7 +79,7 @@ impl Shared {
         // The dispatch is not needed again: a run that was received and not started is not started later.
         let promised = ledger
             .receive(key, job.expires, Bytes::new())
-            .and_then(|()| ledger.start(key, now));
+            .and_then(|()| ledger.start(key, now, pin.own.node));
         promised.map_err(|error| {
             failed(format!(
                 "it cannot be promised to run once: {}",

@@ -359,7 +359,7 @@ pub(super) fn records(add: Add<'_>) {
     let report = Bytes::from_static(b"report");
     let held = ledger
         .receive(key, NOW, Bytes::from_static(b"dispatch"))
-        .and_then(|()| ledger.start(key, NOW))
+        .and_then(|()| ledger.start(key, NOW, NodeId::random()))
         .and_then(|()| ledger.process(key, process))
         .and_then(|()| ledger.finish(key, NOW, report))
         .and_then(|()| ledger.spooled(key, 3))
