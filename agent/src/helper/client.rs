@@ -256,3 +256,6 @@ async fn answer(frames: &mut Frames) -> io::Result<from_helper::Kind> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

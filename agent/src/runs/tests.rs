@@ -1,3 +1,5 @@
+mod delegated;
+
 use crate::{
     admit::tests::Scene,
     exec::leftover,
