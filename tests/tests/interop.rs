@@ -5,6 +5,9 @@
 #[path = "interop/agent_disk.rs"]
 mod agent_disk;
 #[cfg(test)]
+#[path = "interop/agent_folder.rs"]
+mod agent_folder;
+#[cfg(test)]
 #[path = "interop/cable.rs"]
 mod cable;
 #[cfg(test)]
