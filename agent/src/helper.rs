@@ -20,6 +20,7 @@
 
 mod client;
 mod frame;
+pub mod inside;
 mod namespace;
 pub(crate) mod pin;
 mod serve;

@@ -14,6 +14,7 @@ mod csr;
 mod envelope;
 mod fixture;
 mod frame;
+mod helper;
 mod record;
 pub mod seeds;
 mod sql;
@@ -24,12 +25,13 @@ mod words;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its fuzz target and its folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("chunk", chunk::run),
     ("config", config::run),
     ("csr", csr::run),
     ("envelope", envelope::run),
     ("frame", frame::run),
+    ("helper", helper::run),
     ("record", record::run),
     ("sql", sql::run),
     ("stream", stream::run),

@@ -49,7 +49,7 @@ macro_rules! targets {
 }
 
 targets!(
-    chunk, config, csr, envelope, frame, record, sql, stream, words
+    chunk, config, csr, envelope, frame, helper, record, sql, stream, words
 );
 
 /// Into a folder of the caller's with `NEXUS_SEEDS=DIR cargo test -p nexus-tests --test hostile seeds`.

@@ -26,6 +26,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+pub(super) use self::run::Hearing;
 use self::run::HelperRun;
 use super::frame::Frames;
 use crate::exec::{Boxed, Executing, Executor, Order, Plan, StartError, Starter, Stop};

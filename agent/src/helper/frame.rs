@@ -38,26 +38,29 @@ pub(crate) enum FrameError {
 #[derive(Debug)]
 pub(crate) struct Frames {
     stream: UnixStream,
-    received: BytesMut,
+    received: Received,
 }
+
+/// What has come and was not read yet.
+#[derive(Debug, Default)]
+pub(super) struct Received(BytesMut);
 
 impl Frames {
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self {
             stream,
-            received: BytesMut::new(),
+            received: Received::default(),
         }
     }
 
     /// The next message; `None` at the end. Cancel-safe.
     pub(crate) async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
         loop {
-            if let Some(frame) = split(&mut self.received)? {
-                return Ok(Some(M::decode(frame)?));
+            if let Some(message) = self.received.message()? {
+                return Ok(Some(message));
             }
-            self.received.reserve(READ_BYTES);
-            if self.stream.read_buf(&mut self.received).await? == 0 {
-                return if self.received.is_empty() {
+            if self.stream.read_buf(self.received.room()).await? == 0 {
+                return if self.received.0.is_empty() {
                     Ok(None)
                 } else {
                     Err(FrameError::Cut)
@@ -82,7 +85,28 @@ impl Frames {
     }
 }
 
-fn frame<M: Message>(message: &M) -> Bytes {
+impl Received {
+    /// The next message, if all of it has come.
+    pub(super) fn message<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
+        match split(&mut self.0)? {
+            Some(frame) => Ok(Some(M::decode(frame)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Where more of it comes.
+    pub(super) fn room(&mut self) -> &mut BytesMut {
+        self.0.reserve(READ_BYTES);
+        &mut self.0
+    }
+
+    /// Whether it takes no more memory than goes with so many bytes.
+    pub(super) fn is_within(&self, bytes: usize) -> bool {
+        self.0.capacity() <= 2 * (bytes + READ_BYTES)
+    }
+}
+
+pub(super) fn frame<M: Message>(message: &M) -> Bytes {
     let length = message.encoded_len();
     let mut frame = BytesMut::with_capacity(LENGTH_BYTES + length);
     // A message that is too long is refused by the other side.

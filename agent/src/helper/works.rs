@@ -292,6 +292,11 @@ impl Works {
         }
     }
 
+    /// Whether nothing was begun, by the ledger.
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.ledger().runs().next().is_none()
+    }
+
     /// How far the ledger knows a run to be.
     #[cfg(test)]
     pub(super) fn stage(&self, key: &RunKey) -> Option<Stage> {

@@ -91,7 +91,7 @@ fn messages(bytes: &[u8]) {
     }
 }
 
-fn comes_back<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+pub(super) fn comes_back<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     if let Ok(message) = M::decode(bytes) {
         let encoded = message.encode_to_vec();
         assert_eq!(encoded.len(), message.encoded_len());

@@ -4,6 +4,7 @@ mod documents;
 
 use std::{fs, path::Path, time::Duration};
 
+use nexus_agent::helper::inside as agent;
 use nexus_pki::{
     csr::PrivateKey,
     operator_code::OperatorCode,
@@ -43,6 +44,7 @@ pub fn all() -> Vec<Seed> {
     statements(&mut add);
     streams(&mut add);
     chunks(&mut add);
+    helpers(&mut add);
     seeds
 }
 
@@ -134,6 +136,38 @@ fn requests(add: Add<'_>) {
     add("csr", 1, &[0, 2, 0x30, 0]);
     add("csr", 3, &[0, 0, 90, 1]);
     add("csr", 3, &[1, 1, 0, 128, 0, 0, 20, 3]);
+}
+
+fn helpers(add: Add<'_>) {
+    use super::helper::{examples, greeted};
+    let (asked, said) = examples();
+    for message in &asked {
+        let parted = documents::part(&message.encode_to_vec());
+        add(
+            "helper",
+            0,
+            &[&[0], message.encode_to_vec().as_slice()].concat(),
+        );
+        add("helper", 1, &[&[3], greeted(&parted).as_slice()].concat());
+        add("helper", 2, &[&[0], parted.as_slice()].concat());
+    }
+    let frames: Vec<u8> = said.iter().flat_map(agent::frame).collect();
+    add("helper", 3, &[&[5], frames.as_slice()].concat());
+    for message in &said {
+        add(
+            "helper",
+            0,
+            &[&[0], message.encode_to_vec().as_slice()].concat(),
+        );
+    }
+    let parts = said
+        .iter()
+        .map(|said| documents::part(&said.encode_to_vec()));
+    let parts: Vec<_> = parts.collect();
+    add("helper", 4, &[[0].as_slice(), &parts.concat()].concat());
+    // All that is written, and then the end.
+    let followed = parts.get(3..).unwrap_or_default();
+    add("helper", 4, &[[0].as_slice(), &followed.concat()].concat());
 }
 
 fn configs(add: Add<'_>) {

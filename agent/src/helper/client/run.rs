@@ -133,11 +133,14 @@ impl HelperRun {
         mut sink: Box<dyn Sink>,
         stop: Boxed<'static, Stop>,
     ) -> io::Result<End> {
-        let mut taking = Taking::default();
+        let mut hearing = Hearing {
+            over: self.over.take(),
+            ..Hearing::default()
+        };
         let mut stop = Some(stop);
         let mut stopped: Option<Stop> = None;
         loop {
-            if let Some(ending) = self.over.take() {
+            if let Some(ending) = hearing.over.take() {
                 self.link.keep(self.run, self.frames);
                 return Ok(End::Over(ending));
             }
@@ -157,19 +160,10 @@ impl HelperRun {
                 }
             };
             let heard = match said {
-                Ok(from_helper::Kind::Output(output)) => match piece(output) {
-                    Ok(piece) => {
-                        let refused = !taking.take(piece, sink.as_mut());
-                        let taken = to_helper::Kind::Taken(wire::Taken { refused });
-                        ask(&mut self.frames, taken).await
-                    }
-                    Err(error) => Err(error),
+                Ok(kind) => match hearing.hear(kind, self.run, sink.as_mut())? {
+                    Some(answer) => ask(&mut self.frames, answer).await,
+                    None => Ok(()),
                 },
-                Ok(from_helper::Kind::Ended(finished)) => {
-                    self.over = Some(ending(finished, self.run)?);
-                    Ok(())
-                }
-                Ok(_) => Ok(()),
                 Err(error) => Err(error),
             };
             let Err(error) = heard else {
@@ -201,7 +195,7 @@ impl HelperRun {
                         tracing::debug!(%error, "the helper was not told to stop a run");
                     }
                 }
-                Found::Over(ending) => self.over = Some(ending),
+                Found::Over(ending) => hearing.over = Some(ending),
                 Found::Refused(refused) => return Err(io::Error::other(refused.reason)),
                 Found::NotKnown => return Err(io::Error::other("the helper lost it")),
             }
@@ -220,6 +214,35 @@ impl Executing for HelperRun {
         stop: Boxed<'static, Stop>,
     ) -> Boxed<'static, io::Result<End>> {
         Box::pin(self.follow(sink, stop))
+    }
+}
+
+/// What an agent has heard of a run that it follows.
+#[derive(Debug, Default)]
+pub(in crate::helper) struct Hearing {
+    taking: Taking,
+    pub(in crate::helper) over: Option<Ending>,
+}
+
+impl Hearing {
+    /// What is to be answered to what the helper says.
+    pub(in crate::helper) fn hear(
+        &mut self,
+        said: from_helper::Kind,
+        run: RunKey,
+        sink: &mut dyn Sink,
+    ) -> io::Result<Option<to_helper::Kind>> {
+        match said {
+            from_helper::Kind::Output(output) => {
+                let refused = !self.taking.take(piece(output)?, sink);
+                Ok(Some(to_helper::Kind::Taken(wire::Taken { refused })))
+            }
+            from_helper::Kind::Ended(finished) => {
+                self.over = Some(ending(finished, run)?);
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
     }
 }
 

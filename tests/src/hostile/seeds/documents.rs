@@ -226,7 +226,7 @@ fn lane_records(lane: Lane) -> Vec<Record> {
 }
 
 /// With its length, two bytes, before it.
-fn part(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn part(bytes: &[u8]) -> Vec<u8> {
     let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     [length.to_be_bytes().as_slice(), bytes].concat()
 }
