@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use nexus_pki::tls::KeyExchange;
-use nexus_proto::limits;
+use nexus_proto::ids::is_node_name;
 use nexus_runtime::{
     fault::{Fault, Outcome},
     log::{self, Targets},
@@ -276,11 +276,7 @@ fn name(settings: &Settings) -> Outcome<String> {
     } else {
         given.to_owned()
     };
-    let fits = (1..=limits::NAME_BYTES).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
-    if fits {
+    if is_node_name(&name) {
         Ok(name)
     } else {
         let why = format!("`{name}` is no node name: letters, digits, `.`, `-` and `_`");

@@ -45,7 +45,7 @@ pub use self::{
     at_hand::FILE as TOKEN_FILE,
     enrol::{Enrolment, check_held, enrol, read_token},
     member::{Addresses, Member, Trust, told},
-    owner::{AsOwner, become_owner},
+    owner::{as_owner, become_owner},
     renew::{RenewalClock, renew, renew_expired},
 };
 

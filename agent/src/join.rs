@@ -11,7 +11,7 @@ use crate::{
     agent::{fault, runtime},
     config::Config,
     helper::{self, Use},
-    identity::{self, AsOwner, Enrolment, IdentityError, Member, StateFolder, at_hand},
+    identity::{self, Enrolment, IdentityError, Member, StateFolder, at_hand},
     inventory::{self, InventoryConfig},
 };
 
@@ -25,7 +25,7 @@ pub fn enroll(config: &Config, token: Option<&str>, force: bool, clock: &Clock) 
         None => at_hand::take(),
     };
     let token = token.map_err(failed)?;
-    let owner = AsOwner::of(&config.state_dir).map_err(failed)?;
+    let owner = identity::as_owner(&config.state_dir).map_err(failed)?;
     let folder = StateFolder::open(&config.state_dir).map_err(failed)?;
     let enrolment = Enrolment {
         token,
@@ -64,7 +64,7 @@ pub fn pin(config: &Config, token: &str, clock: &Clock) -> Outcome<String> {
     }
     let token = identity::read_token(token).map_err(failed)?;
     let (member, own) = {
-        let _owner = AsOwner::of(&config.state_dir).map_err(failed)?;
+        let _owner = identity::as_owner(&config.state_dir).map_err(failed)?;
         let member = Member::load(&config.state_dir).map_err(failed)?;
         let incarnation = identity::incarnation(&config.state_dir).map_err(failed)?;
         let incarnation = incarnation

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use uuid::Uuid;
 
-use crate::agent::v1 as wire;
+use crate::{agent::v1 as wire, limits};
 
 /// A wire field that should have held an id did not.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -112,6 +112,13 @@ uuid_id!(
     TokenId,
     "token id"
 );
+
+/// Whether a node can be called so: a name stands in tables, labels and signed targets.
+#[must_use]
+pub fn is_node_name(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    (1..=limits::NAME_BYTES).contains(&text.len()) && text.chars().all(fits)
+}
 
 impl NodeId {
     /// `blake3(uuid) mod 4096`: where the node lives, for ever.

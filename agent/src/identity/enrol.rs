@@ -13,7 +13,7 @@ use nexus_pki::{
 };
 use nexus_proto::{
     agent::v1::{self as wire, enrolment_client::EnrolmentClient},
-    ids::NodeId,
+    ids::{NodeId, is_node_name},
     limits,
     time::Timestamp,
 };
@@ -210,11 +210,7 @@ pub(super) fn refused(status: &Status) -> IdentityError {
 }
 
 pub(super) fn check_name(name: &str) -> Result<(), IdentityError> {
-    let fits = (1..=limits::NAME_BYTES).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
-    if fits {
+    if is_node_name(name) {
         Ok(())
     } else {
         Err(IdentityError::Name(name.chars().take(300).collect()))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nexus_proto::{ids::NodeId, limits, operator::v1::Node, selector::Selector};
+use nexus_proto::{ids::NodeId, operator::v1::Node, selector::Selector};
 
 use crate::{
     fault::{Fault, Outcome},
@@ -82,12 +82,4 @@ pub(crate) fn selector(text: &str) -> Outcome<Selector> {
         Fault::usage(format!("selector `{text}`"), error)
             .hint("examples: `role=web`, `zone in (a,b)`, `!canary`")
     })
-}
-
-/// Whether a node can be called so: what agents and collectors let through.
-pub(crate) fn is_name(name: &str) -> bool {
-    (1..=limits::NAME_BYTES).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }

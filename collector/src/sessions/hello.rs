@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use nexus_proto::{
     PROTOCOL,
     agent::v1 as wire,
-    ids::{Incarnation, Lane},
+    ids::{Incarnation, Lane, is_node_name},
     limits,
 };
 
@@ -126,13 +126,8 @@ impl Hello {
     }
 }
 
-/// A name that can stand in tables, labels and signed targets.
 pub(crate) fn check_name(name: &str) -> Result<(), HelloError> {
-    let fits = (1..=limits::NAME_BYTES).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
-    if fits {
+    if is_node_name(name) {
         Ok(())
     } else {
         Err(HelloError::Limit("name"))

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use nexus_proto::{
-    ids::NodeId,
+    ids::{NodeId, is_node_name},
     limits,
     operator::v1::{RunOutputPiece, RunUpdate},
 };
 
 use super::lines::Stream;
-use crate::nodes;
 
 /// Final states in the order summaries name them.
 pub(crate) const FINAL: [&str; 8] = [
@@ -148,7 +147,7 @@ impl Board {
             return None;
         }
         Some(self.runs.entry(node).or_insert_with(|| Run {
-            name: if nodes::is_name(name) {
+            name: if is_node_name(name) {
                 name.to_owned()
             } else {
                 node.to_string()

@@ -13,7 +13,7 @@ use std::{
 
 use nexus_pki::merkle::{Target, Tree};
 use nexus_proto::{
-    ids::{Incarnation, NodeId},
+    ids::{Incarnation, NodeId, is_node_name},
     operator::v1::{ListNodesRequest, Node},
     selector::Selector,
 };
@@ -168,7 +168,7 @@ struct Candidate {
 impl Candidate {
     fn read(node: Node) -> Outcome<Self> {
         let what = || format!("choose node {}", node.name);
-        if !nodes::is_name(&node.name) {
+        if !is_node_name(&node.name) {
             return Err(untrue(format!("`{}` is no name of a node", node.name)));
         }
         Ok(Self {
