@@ -25,6 +25,7 @@ use nexus_proto::{
 use rustix::process::Signal;
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -33,6 +34,7 @@ pub use self::{
     process::{StartError, clean_scripts},
     starter::Starter,
 };
+use crate::ledger::Process;
 
 /// How long what holds the output open after the program has ended may go on before it is killed.
 const STRAYS: Duration = Duration::from_secs(1);
@@ -82,6 +84,18 @@ pub struct Stop {
     pub hurried: bool,
 }
 
+/// Resolves with what a run's owner has to say about its end, once that is something.
+pub(crate) async fn told<T: Clone>(mut said: watch::Receiver<Option<T>>) -> T {
+    loop {
+        if let Some(said) = said.borrow_and_update().clone() {
+            return said;
+        }
+        if said.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// A piece of output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
@@ -122,6 +136,18 @@ pub struct Identity {
     pub pid: u32,
     /// Ticks from boot to its start, as /proc/PID/stat says it.
     pub start_ticks: u64,
+}
+
+impl Identity {
+    /// As the ledger keeps it.
+    #[must_use]
+    pub fn process(self) -> Process {
+        Process {
+            pid: self.pid,
+            start_ticks: self.start_ticks,
+            boot_id: leftover::boot_id().unwrap_or_default(),
+        }
+    }
 }
 
 /// How a run ended.

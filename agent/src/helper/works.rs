@@ -40,7 +40,7 @@ use super::{
     shelf::Shelf,
 };
 use crate::{
-    exec::{Boxed, Piece, Plan, Sink, StartError, Starter, Stop, leftover},
+    exec::{Boxed, Piece, Plan, Sink, StartError, Starter, Stop, leftover, told},
     ledger::{Ledger, LedgerError, Process, Stage},
     local_policy,
     ration::Ration,
@@ -373,16 +373,12 @@ impl Shared {
             Ok(execution) => {
                 let identity = execution.identity();
                 tracing::info!(job = %key.job, pid = identity.pid, "run started");
-                let process = Process {
-                    pid: identity.pid,
-                    start_ticks: identity.start_ticks,
-                    boot_id: leftover::boot_id().unwrap_or_default(),
-                };
+                let process = identity.process();
                 let noted = self.ledger().process(key, process.clone());
                 warn(&noted);
                 work.shelf.begin(identity);
                 let sink = Box::new(ShelfSink(Arc::clone(work)));
-                match execution.finish(sink, stop_of(work.stop.subscribe())).await {
+                match execution.finish(sink, told(work.stop.subscribe())).await {
                     Ok(ending) => finished(key, ending, at, around.clock.now()),
                     Err(error) => {
                         leftover::settle(&key, Some(node), Some(&process)).await;
@@ -439,7 +435,7 @@ impl Shared {
             Some((Stage::Finished { report, .. } | Stage::Acked(report), expires)) => {
                 let work = Work::new(key, expires);
                 work.shelf
-                    .end(told(key, report, self.around.clock.now()), now);
+                    .end(kept(key, report, self.around.clock.now()), now);
                 works.insert(key, Arc::clone(&work));
                 Some(work)
             }
@@ -500,19 +496,8 @@ impl Sink for ShelfSink {
     }
 }
 
-async fn stop_of(mut stops: watch::Receiver<Option<Stop>>) -> Stop {
-    loop {
-        if let Some(stop) = stops.borrow_and_update().clone() {
-            return stop;
-        }
-        if stops.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
 /// An ending as the ledger has it.
-fn told(key: RunKey, report: Bytes, now: Timestamp) -> Finished {
+fn kept(key: RunKey, report: Bytes, now: Timestamp) -> Finished {
     let decoded = wire::RunFinished::decode(report).map_err(|error| error.to_string());
     let decoded = decoded
         .and_then(|finished| Finished::from_wire(finished).map_err(|error| error.to_string()));

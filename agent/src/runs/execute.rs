@@ -21,10 +21,10 @@ use super::{
 use crate::{
     admit,
     exec::{
-        End, Executing, Order, Piece, Plan, StartError, Stop, leftover,
+        End, Executing, Order, Piece, Plan, StartError, Stop, leftover, told,
         users::{self, PASSWD},
     },
-    ledger::{Process, Stage},
+    ledger::Stage,
     local_policy::{self, PolicyError},
     spool::SpoolError,
 };
@@ -127,11 +127,7 @@ impl Shared {
             job = %key.job, request_id = job.request_id, pid = identity.pid,
             "run started"
         );
-        let process = Process {
-            pid: identity.pid,
-            start_ticks: identity.start_ticks,
-            boot_id: leftover::boot_id().unwrap_or_default(),
-        };
+        let process = identity.process();
         let noted = self.ledger().process(key, process.clone());
         self.in_ledger(&noted);
         let start = Body::Started(Started {
@@ -300,19 +296,12 @@ impl Shared {
 }
 
 /// Resolves with the reason when the run is to be stopped.
-async fn stop_of(mut halts: Halts) -> Stop {
-    loop {
-        let halt = halts.borrow_and_update().clone();
-        if let Some(halt) = halt {
-            let hurried = halt == Halt::Stopped;
-            let reason = match halt {
-                Halt::Cancelled(reason) => reason,
-                Halt::Stopped => STOPPED.to_owned(),
-            };
-            return Stop { reason, hurried };
-        }
-        if halts.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
+async fn stop_of(halts: Halts) -> Stop {
+    let halt = told(halts).await;
+    let hurried = halt == Halt::Stopped;
+    let reason = match halt {
+        Halt::Cancelled(reason) => reason,
+        Halt::Stopped => STOPPED.to_owned(),
+    };
+    Stop { reason, hurried }
 }
