@@ -19,6 +19,9 @@ mod dnf;
 #[path = "packages/handbook.rs"]
 mod handbook;
 #[cfg(test)]
+#[path = "packages/helper.rs"]
+mod helper;
+#[cfg(test)]
 #[path = "packages/life.rs"]
 mod life;
 #[cfg(test)]
