@@ -1,7 +1,7 @@
 //! The agent's side of a session: reach a collector, say Hello, send what the spool holds, take jobs.
 //!
 //! There is one session at a time; it ends when its connection does, or when a successor took over
-//! (`successor`). Between two sessions lies a wait with full jitter, plus what the collector asked for.
+//! (`successor`): with a renewed certificate, by a better way, or by the one that new settings say. Between two sessions lies a wait with full jitter, plus what the collector asked for.
 //! Nothing is kept here: what was not acked is read from the spool again.
 
 mod open;
@@ -11,6 +11,7 @@ mod talk;
 mod upload;
 
 use std::{
+    convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -176,7 +177,8 @@ impl Keeper {
     pub async fn run(self, stop: CancellationToken) {
         let mut addresses = self.around.member.addresses.clone();
         let mut reach = self.reach.subscribe();
-        let mut dial = self.dial(&reach.borrow_and_update(), &addresses);
+        let dials = watch::Sender::new(self.dial(&reach.borrow_and_update(), &addresses));
+        let mut news = dials.subscribe();
         let mut backoff = Backoff::of_start(self.around.after_crash);
         if self.around.after_crash {
             let wait = backoff.failed(Duration::ZERO, rand::random());
@@ -195,10 +197,11 @@ impl Keeper {
         };
         loop {
             if reach.has_changed().unwrap_or(false) {
-                dial = self.dial(&reach.borrow_and_update(), &addresses);
+                dials.send_replace(self.dial(&reach.borrow_and_update(), &addresses));
                 backoff = Backoff::default();
             }
             progress(CONNECTING);
+            let dial = news.borrow_and_update().clone();
             let connected = tokio::select! {
                 () = stop.cancelled() => return,
                 // On the heap, for as long as they last: the loop itself stays small.
@@ -208,7 +211,15 @@ impl Keeper {
                 Ok(open) => {
                     let begun = open.since;
                     self.progress.rests("session");
-                    let end = Box::pin(self.hold(open, &mut addresses, &dial, &stop)).await;
+                    let hold = async {
+                        let changes = self.new_ways(&mut reach, &dials);
+                        tokio::select! {
+                            biased;
+                            end = self.hold((open, dial), &mut addresses, &mut news, &stop) => end,
+                            never = changes => match never {},
+                        }
+                    };
+                    let end = Box::pin(hold).await;
                     backoff.held(self.around.clock.instant().saturating_duration_since(begun));
                     match end {
                         End::Stopped => return,
@@ -234,7 +245,9 @@ impl Keeper {
             };
             if reach.borrow().addresses.is_empty() {
                 // What the collector said last holds for the next try.
-                dial.dialer = dial.dialer.with_addresses(addresses.all());
+                dials.send_modify(|dial| {
+                    dial.dialer = dial.dialer.with_addresses(addresses.all());
+                });
             }
             let wait = backoff.failed(retry_after, rand::random());
             tracing::debug!(wait_ms = wait.as_millis(), "waiting to connect again");
@@ -251,17 +264,17 @@ impl Keeper {
     /// A session and those that take over from it, until there is none.
     async fn hold(
         &self,
-        mut open: Open,
+        (mut open, mut dial): (Open, Dial),
         addresses: &mut Addresses,
-        dial: &Dial,
+        news: &mut watch::Receiver<Dial>,
         stop: &CancellationToken,
     ) -> End {
         loop {
             self.welcomed(&mut open, addresses);
-            match talk::talk(&self.around, &mut open, dial, stop).await {
+            match talk::talk(&self.around, &mut open, (&dial, news), stop).await {
                 Ok(next) => {
                     open.connection.close("another session took over");
-                    open = *next;
+                    (open, dial) = *next;
                 }
                 Err(end) => {
                     open.connection.close("the agent ended the session");
@@ -269,6 +282,19 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Says by which way new settings would have it, for as long as a session lasts.
+    async fn new_ways(
+        &self,
+        reach: &mut watch::Receiver<Reach>,
+        dials: &watch::Sender<Dial>,
+    ) -> Infallible {
+        while reach.changed().await.is_ok() {
+            let known = self.around.member.addresses.clone();
+            dials.send_replace(self.dial(&reach.borrow_and_update(), &known));
+        }
+        std::future::pending().await
     }
 
     async fn connect(&self, dial: &Dial) -> Result<Open, OpenError> {

@@ -1,5 +1,6 @@
 //! The session after this one, opened while this one lasts: with a renewed certificate, over QUIC again where
-//! it did not come through before, or over TCP where it stopped coming through.
+//! it did not come through before, over TCP where it stopped coming through, or by the way that new settings say, which so
+//! costs no session when it leads nowhere.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -9,6 +10,7 @@ use std::{
 use nexus_pki::certificate::Serial;
 use nexus_runtime::errors;
 use nexus_transport::{Channel, Connection, Dialer, Mode, TransportKind};
+use tokio::sync::watch;
 
 use super::{
     Surroundings,
@@ -28,41 +30,64 @@ const RENEW_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::fro
 const RENEW_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How collectors are reached.
+#[derive(Clone)]
 pub(super) struct Dial {
     pub(super) dialer: Dialer,
     pub(super) mode: Mode,
 }
 
-/// Resolves with the next session when there is a reason for one and it is open.
+/// What a successor is opened by: the way of this session, or another one.
+enum Way {
+    Same(Dialer),
+    /// This one's collector is silent.
+    Around(Dialer),
+    New(Dial),
+}
+
+/// Resolves with the next session and its way when there is a reason for one and it is open. `news` has the way that new
+/// settings say; it stays unseen until a session was opened by it.
 pub(super) async fn prepare(
     around: &Surroundings,
-    dial: &Dial,
+    (dial, news): (&Dial, &mut watch::Receiver<Dial>),
     connection: &Connection,
     serial: &Serial,
     handing_over: &AtomicBool,
-) -> Open {
+) -> (Open, Dial) {
     let mut upgrade = UPGRADE_FIRST;
     let auto = dial.mode == Mode::Auto;
     let over_tcp = connection.transport == TransportKind::Tcp;
     let mut pulse = Pulse::default();
     let mut backoff = Backoff::default();
+    let mut again = None;
     // Drawn once, however often the rest of this is looked at.
     let chance = rand::random();
     loop {
-        let (dialer, silent) = tokio::select! {
-            () = renewed(around, serial, &connection.channel, chance) => (dial.dialer.clone(), false),
+        let way = tokio::select! {
+            () = renewed(around, serial, &connection.channel, chance) => Way::Same(dial.dialer.clone()),
             () = tokio::time::sleep(jittered(upgrade)), if auto && over_tcp => {
                 upgrade = (upgrade * 2).min(UPGRADE_RARELY);
-                (dial.dialer.with_mode(Mode::Quic), false)
+                Way::Same(dial.dialer.with_mode(Mode::Quic))
             }
             () = silence(around, connection, &mut pulse), if auto && !over_tcp => {
                 tracing::debug!("the collector does not answer over QUIC, trying TCP");
-                (dial.dialer.with_mode(Mode::Tcp), true)
+                Way::Around(dial.dialer.with_mode(Mode::Tcp))
             }
+            new = new_settings(news, again) => Way::New(new),
+        };
+        let (dialer, silent) = match &way {
+            Way::Same(dialer) => (dialer, false),
+            Way::Around(dialer) => (dialer, true),
+            Way::New(dial) => (&dial.dialer, false),
         };
         let next = match dialer.connect().await {
             Ok(next) => next,
             Err(error) => {
+                if let Way::New(_) = way {
+                    tracing::warn!(%error, "no session by the new settings yet; the one there is goes on");
+                    news.mark_changed();
+                    again = Some(backoff.failed(Duration::ZERO, rand::random()));
+                    continue;
+                }
                 tracing::debug!(%error, "no better connection yet");
                 if silent || around.live.current().serial() != serial {
                     let wait = backoff.failed(Duration::ZERO, rand::random());
@@ -81,8 +106,17 @@ pub(super) async fn prepare(
         }
         handing_over.store(true, Ordering::Relaxed);
         match open::open(around, next).await {
-            Ok(open) => return open,
+            Ok(open) => {
+                let dial = match way {
+                    Way::New(new) => new,
+                    _ => dial.clone(),
+                };
+                return (open, dial);
+            }
             Err(error) => {
+                if let Way::New(_) = way {
+                    news.mark_changed();
+                }
                 handing_over.store(false, Ordering::Relaxed);
                 tracing::warn!(error = %errors::chain(&error), "the next session could not be opened");
                 let wait = backoff.failed(error.stay_away(), rand::random());
@@ -90,6 +124,18 @@ pub(super) async fn prepare(
             }
         }
     }
+}
+
+/// Resolves with the way that settings say since this session was opened, at once or `again` after that.
+async fn new_settings(news: &mut watch::Receiver<Dial>, again: Option<Duration>) -> Dial {
+    if news.changed().await.is_err() {
+        // Nobody changes any.
+        std::future::pending::<()>().await;
+    }
+    // Should this be dropped meanwhile.
+    news.mark_changed();
+    tokio::time::sleep(again.unwrap_or_default()).await;
+    news.borrow_and_update().clone()
 }
 
 /// Resolves when the collector no longer answers on this connection.

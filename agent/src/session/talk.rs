@@ -12,6 +12,7 @@ use nexus_proto::{
     ids::{JobId, Lane},
 };
 use nexus_runtime::errors;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -40,15 +41,21 @@ pub(super) enum End {
 pub(super) async fn talk(
     around: &Surroundings,
     open: &mut Open,
-    dial: &Dial,
+    (dial, news): (&Dial, &mut watch::Receiver<Dial>),
     stop: &CancellationToken,
-) -> Result<Box<Open>, End> {
+) -> Result<Box<(Open, Dial)>, End> {
     let lane = |lane| upload::run(around, open.id, lane, open.connection.channel.clone());
     let mut results = pin!(lane(Lane::Results));
     let mut inventory = pin!(lane(Lane::Inventory));
     let mut metrics = pin!(lane(Lane::Metrics));
     let handing_over = AtomicBool::new(false);
-    let next = successor::prepare(around, dial, &open.connection, &open.serial, &handing_over);
+    let next = successor::prepare(
+        around,
+        (dial, news),
+        &open.connection,
+        &open.serial,
+        &handing_over,
+    );
     let mut next = Box::pin(next);
     let mut closed = pin!(open.connection.closed());
     let mut control = Control {

@@ -153,10 +153,11 @@ async fn other_addresses_are_tried_at_once_by_an_agent_that_has_no_session() {
     let mut fleet = Fleet::with_agents(&["alpha"]).await.unwrap();
     let state = fleet.agents[0].dir().to_owned();
     let log = |fleet: &Fleet| fleet.agents[0].log_text();
-    // The session that is there stays.
+    // The session that is there stays until there is one at the new address.
     configure(&state, "addresses = [\"127.0.0.1:1\"]\n");
     hang_up(fleet.agents[0].id());
     logged(|| log(&fleet), "changed=\"addresses\"", 1).await;
+    logged(|| log(&fleet), "no session by the new settings yet", 2).await;
     assert_eq!(fleet.node("alpha").await.unwrap()["state"], "connected");
     fleet.collector.kill().await.unwrap();
     fleet.collector.start().await.unwrap();
@@ -164,6 +165,25 @@ async fn other_addresses_are_tried_at_once_by_an_agent_that_has_no_session() {
     configure(&state, "");
     hang_up(fleet.agents[0].id());
     fleet.connected("alpha").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_moves_to_the_transport_that_a_reload_says() {
+    let fleet = Fleet::with_agents(&["alpha"]).await.unwrap();
+    let state = fleet.agents[0].dir().to_owned();
+    assert_eq!(fleet.node("alpha").await.unwrap()["transport"], "quic");
+    for (settings, transport) in [("transport = \"tcp\"\n", "tcp"), ("", "quic")] {
+        configure(&state, settings);
+        hang_up(fleet.agents[0].id());
+        let nodes = "SELECT state, transport FROM nodes WHERE name = 'alpha'";
+        fleet
+            .eventually(nodes, |rows| rows[0]["transport"] == transport)
+            .await
+            .unwrap();
+    }
+    // One took over from the other.
+    let log = fleet.agents[0].log_text();
+    assert!(!log.contains("the session ended"), "{log}");
 }
 
 #[tokio::test]
