@@ -40,6 +40,7 @@ use nexus_runtime::{
     clock::Clock,
     errors::chain,
     fault::{Doing as _, Fault, Outcome},
+    reload::Hangups,
     service,
     shutdown::Signals,
     tasks::Tasks,
@@ -194,6 +195,8 @@ async fn serve(
     exec::mind_children().doing("watch children")?;
     let tasks = Tasks::new();
     Signals::catch().doing("catch signals")?.govern(&tasks);
+    // It has nothing to read anew, and must not end its jobs when all of a supervisor's programs are told to.
+    let _hangups = Hangups::catch().doing("catch signals")?;
     let folder = &config.helper.state_dir;
     nexus_pki::files::create_folder(folder).doing("make the helper's folder")?;
     let _lock = identity::lock(folder).doing("use the helper's folder")?;

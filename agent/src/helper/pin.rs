@@ -91,6 +91,11 @@ impl Pins {
 
     /// What holds now.
     pub(super) fn current(&self) -> Result<Arc<Pin>, IdentityError> {
+        // While root replaces it, what was found a moment ago may be gone.
+        self.read().or_else(|_| self.read())
+    }
+
+    fn read(&self) -> Result<Arc<Pin>, IdentityError> {
         let dir = identity::place(&self.folder)?;
         let path = dir.join(PIN);
         for place in [self.folder.as_path(), &dir, &path] {

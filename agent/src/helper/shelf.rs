@@ -147,7 +147,9 @@ impl Shelf {
             follower.began = true;
             return Next::Began(identity);
         }
-        inner.drop_unwanted();
+        if inner.drop_unwanted() {
+            self.room.notify_one();
+        }
         if inner.sent < HELPER_PIECES
             && let Some(piece) = inner.pieces.get(inner.sent).cloned()
         {
@@ -206,10 +208,11 @@ impl Inner {
         }
     }
 
-    /// Lets go of what was held of a stream before nobody wanted it any more.
-    fn drop_unwanted(&mut self) {
+    /// Lets go of what was held of a stream before nobody wanted it any more; whether there was any.
+    fn drop_unwanted(&mut self) -> bool {
+        let held = self.bytes;
         if self.refused == [false, false] {
-            return;
+            return false;
         }
         while let Some(piece) = self.pieces.get(self.sent)
             && self.is_refused(piece.stream)
@@ -219,6 +222,7 @@ impl Inner {
                 add(&mut self.unwanted, &piece);
             }
         }
+        self.bytes < held
     }
 }
 
@@ -235,6 +239,11 @@ fn add(bytes: &mut [u64; 2], piece: &Piece) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Waker},
+    };
+
     use bytes::Bytes;
     use nexus_proto::{
         ids::{JobId, RunKey},
@@ -321,6 +330,28 @@ mod tests {
             ),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn who_waits_for_room_hears_of_what_is_dropped() {
+        let shelf = Shelf::new();
+        for offset in 0..3 {
+            shelf.put(piece(OutputStream::Stdout, offset, b"x"));
+        }
+        let mut follower = shelf.follow();
+        offset(&shelf, &mut follower);
+        offset(&shelf, &mut follower);
+        assert!(shelf.taken(&follower, true));
+        let room = |shelf: &Shelf| {
+            let mut nobody = Context::from_waker(Waker::noop());
+            pin!(shelf.room()).poll(&mut nobody).is_ready()
+        };
+        assert!(room(&shelf));
+        // What was on its way may be lost with the connection.
+        let mut next = shelf.follow();
+        assert!(matches!(shelf.next(&mut next), Next::Nothing));
+        assert!(room(&shelf), "nobody took anything, and there is room");
+        assert!(!room(&shelf));
     }
 
     #[test]
