@@ -15,7 +15,8 @@ use nexus_runtime::{
 use crate::{
     agent,
     config::{self, Config},
-    doctor, helper, identity, join,
+    doctor, helper,
+    join::{self, Left},
     local_policy::{self, PolicyError},
     status,
 };
@@ -49,7 +50,7 @@ enum Command {
         /// Replaces the identity that is there
         #[arg(long)]
         force: bool,
-        /// Does nothing where there is one, so that it may be said at each start
+        /// Does only what is left to do, nothing where all is done, so that it may be said at each start
         #[arg(long, conflicts_with = "force")]
         if_new: bool,
     },
@@ -120,20 +121,29 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             if_new,
         } => {
             let config = configure(&cli.sources, Strictness::Refuse)?;
-            if if_new && identity::is_there(&config.state_dir) {
+            let left = if if_new {
+                join::what_is_left(&config)
+            } else {
+                Left::Enrolment
+            };
+            if left == Left::Nothing {
                 say("enrolled already");
                 return Ok(());
             }
             log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
                 .doing("set up the log")?;
-            let token = token.as_deref();
-            say(&join::enroll(&config, token, force, &Clock::system())?);
+            let (token, clock) = (token.as_deref(), Clock::system());
+            say(&if left == Left::Pin {
+                join::pin(&config, token, &clock)?
+            } else {
+                join::enroll(&config, token, force, &clock)?
+            });
         }
         Command::Pin { token } => {
             let config = configure(&cli.sources, Strictness::Refuse)?;
             log::init(config.log_format, &log::ours_at(tracing::Level::WARN))
                 .doing("set up the log")?;
-            say(&join::pin(&config, &token, &Clock::system())?);
+            say(&join::pin(&config, Some(&token), &Clock::system())?);
         }
         Command::Helper => {
             let (config, ..) = daemon(&cli.sources)?;

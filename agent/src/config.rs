@@ -30,12 +30,15 @@ const LANE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// Files of a spool lane are an eighth of it, within these bounds.
 const SEGMENT_BYTES: (u64, u64) = (512 * 1024, 4 * 1024 * 1024);
 
+/// Where the packages' units have the state folder.
+pub const STATE_DIR: &str = "/var/lib/nexus/agent";
+
 /// Every key.
 pub const KEYS: &[Key] = &[
     Key {
         name: "state_dir",
         kind: Kind::Path,
-        default: "/var/lib/nexus/agent",
+        default: STATE_DIR,
         unit: "path",
         about: "the folder with everything this agent must keep",
     },

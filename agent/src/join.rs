@@ -1,30 +1,55 @@
 //! How a machine becomes a node: `nexus-agent enroll` and `nexus-agent pin`, once each.
 
-use nexus_pki::merkle::Target;
+use std::{os::unix::fs::chown, path::Path};
+
+use nexus_pki::{files, merkle::Target, token::Token};
 use nexus_proto::{limits, time::Timestamp};
 use nexus_runtime::{
     clock::Clock,
-    fault::{Fault, Outcome},
+    fault::{Doing as _, Fault, Outcome},
 };
 
 use crate::{
     agent::{fault, runtime},
-    config::Config,
+    config::{self, Config},
+    exec::users::{self, PASSWD},
     helper::{self, Use},
     identity::{self, Enrolment, IdentityError, Member, StateFolder, at_hand},
     inventory::{self, InventoryConfig},
 };
+
+/// What a machine needs to be a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// It has no identity.
+    Enrolment,
+    /// An enrolment got as far as the identity, and the helper refuses its jobs.
+    Pin,
+    /// It is one.
+    Nothing,
+}
+
+/// How far an earlier enrolment got, as the files say.
+pub fn what_is_left(config: &Config) -> Left {
+    if !identity::is_there(&config.state_dir) {
+        return Left::Enrolment;
+    }
+    // Root in the folder of another, whose enrolment pins.
+    let pins = config.helper.used != Use::Never
+        && matches!(identity::as_owner(&config.state_dir), Ok(Some(_)));
+    if pins && !identity::is_there(&config.helper.state_dir) {
+        return Left::Pin;
+    }
+    Left::Nothing
+}
 
 /// Enrols with a token, or else with the one that lies here for it; returns what to tell the user. Root does it as the owner
 /// of the state folder, and pins what it got for the helper.
 pub fn enroll(config: &Config, token: Option<&str>, force: bool, clock: &Clock) -> Outcome<String> {
     let what = "enroll";
     let failed = |error: IdentityError| fault(what, &error);
-    let token = match token {
-        Some(token) => identity::read_token(token),
-        None => at_hand::take(),
-    };
-    let token = token.map_err(failed)?;
+    let token = given_or_at_hand(token).map_err(failed)?;
+    make_folder(config)?;
     let owner = identity::as_owner(&config.state_dir).map_err(failed)?;
     let folder = StateFolder::open(&config.state_dir).map_err(failed)?;
     let enrolment = Enrolment {
@@ -55,14 +80,14 @@ pub fn enroll(config: &Config, token: Option<&str>, force: bool, clock: &Clock) 
 }
 
 /// Has the helper believe whom an enrolled agent believes, by a token that root was given; returns what to tell.
-pub fn pin(config: &Config, token: &str, clock: &Clock) -> Outcome<String> {
+pub fn pin(config: &Config, token: Option<&str>, clock: &Clock) -> Outcome<String> {
     let what = "pin";
     let failed = |error: IdentityError| fault(what, &error);
     if !rustix::process::geteuid().is_root() {
         let why = "only root can say whom the helper may believe";
         return Err(Fault::new(what, why).hint("run it as root"));
     }
-    let token = identity::read_token(token).map_err(failed)?;
+    let token = given_or_at_hand(token).map_err(failed)?;
     let (member, own) = {
         let _owner = identity::as_owner(&config.state_dir).map_err(failed)?;
         let member = Member::load(&config.state_dir).map_err(failed)?;
@@ -81,6 +106,28 @@ pub fn pin(config: &Config, token: &str, clock: &Clock) -> Outcome<String> {
         member.trust_domain,
         limits::CLOCK_SKEW.as_secs() / 60
     ))
+}
+
+/// Root that begins anew with the packages' folder gone makes it for the user whom their units run the agent as. Any other
+/// folder is its maker's.
+fn make_folder(config: &Config) -> Outcome {
+    let what = "make the state folder";
+    let folder = config.state_dir.as_path();
+    let ours = folder == Path::new(config::STATE_DIR) && config.helper.used != Use::Never;
+    if !ours || folder.exists() || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let user = users::by_name(Path::new(PASSWD), &config.helper.user).doing(what)?;
+    let Some(user) = user else { return Ok(()) };
+    files::create_folder(folder).doing(what)?;
+    chown(folder, Some(user.uid), Some(user.gid)).doing(what)
+}
+
+fn given_or_at_hand(token: Option<&str>) -> Result<Token, IdentityError> {
+    match token {
+        Some(token) => identity::read_token(token),
+        None => at_hand::take(),
+    }
 }
 
 fn pin_member(
