@@ -43,6 +43,9 @@ enum Command {
         /// Does nothing where there is one, so that it may be said at each start
         #[arg(long)]
         if_new: bool,
+        /// Prints no code, for where what is printed ends up in a log: `login-code` makes one when it is wanted
+        #[arg(long)]
+        no_code: bool,
     },
     /// Runs the collector
     Serve,
@@ -94,11 +97,15 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Ending> {
             configure(&cli.sources)?;
             say("the configuration is valid");
         }
-        Command::Init { if_new } => {
+        Command::Init { if_new, no_code } => {
             let config = configure(&cli.sources)?;
             owner::become_owner(&config.state_dir)?;
             if if_new && init::is_done(&config) {
                 say("initialised already");
+                return Ok(());
+            }
+            if no_code {
+                init::create(&config, clock.now())?;
                 return Ok(());
             }
             let code = init::init(&config, clock.now())?;

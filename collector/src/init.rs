@@ -37,6 +37,13 @@ pub(crate) fn is_done(config: &Config) -> bool {
 
 /// Makes everything a collector needs and returns the first operator's code.
 pub(crate) fn init(config: &Config, now: Timestamp) -> Outcome<String> {
+    create(config, now)?;
+    say("next: `nexus-collector serve`, then `nexusctl login CODE` with the code below");
+    login_code(config, FIRST_OPERATOR, now)
+}
+
+/// The same without a code, for where what is printed is kept.
+pub(crate) fn create(config: &Config, now: Timestamp) -> Outcome {
     let folder = Folder::new(&config.state_dir);
     let what = format!("initialise {}", config.state_dir.display());
     if folder.is_used() {
@@ -73,27 +80,14 @@ pub(crate) fn init(config: &Config, now: Timestamp) -> Outcome<String> {
     }
 
     Store::create(folder.path(), Layout::new(config.shards)).doing(&what)?;
-    let instance = folder
+    folder
         .set_instance(domain, &config.region.value, &config.id.value, now)
         .doing(&what)?;
-    let code = new_code(
-        config,
-        &folder,
-        &instance,
-        authority.root(),
-        FIRST_OPERATOR,
-        now,
-    )?;
     say(&format!(
         "initialised {} for the fleet {domain}",
         config.state_dir.display()
     ));
-    say("next: `nexus-collector serve`, then `nexusctl login CODE` with the code below");
-    say(&format!(
-        "the code lets {FIRST_OPERATOR} in once, until {}",
-        code.expires
-    ));
-    Ok(code.encode())
+    Ok(())
 }
 
 /// Opens the certificate authority; a root key that others may read is refused like every other key, though only
