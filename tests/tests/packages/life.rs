@@ -68,6 +68,7 @@ async fn a_node_is_installed_enrolled_upgraded_set_back_removed_and_purged() {
     step("upgraded");
     survives_a_version_that_does_not_start(&scene).await;
     step("set back");
+    is_not_removed_by_a_job_of_its_own(&scene).await;
     says_farewell_and_can_come_back(&scene).await;
     step("removed and installed again");
     leaves_nothing(&scene.machine, &before).await;
@@ -181,6 +182,20 @@ async fn survives_a_version_that_does_not_start(scene: &Scene) {
     scene.connected().await;
     let run = scene.run(&["/usr/bin/id", "-u"]).await;
     assert_eq!(run["stdout"], "0\n", "{run}");
+}
+
+/// Which would end with the helper, in the middle of the removal.
+async fn is_not_removed_by_a_job_of_its_own(scene: &Scene) {
+    let machine = &scene.machine;
+    let remove = "apt-get remove --yes nexus-agent 2>&1";
+    let run = scene.run(&["/bin/sh", "-c", remove]).await;
+    assert_eq!(run["state"], "failed", "{run}");
+    let said = run["stdout"].as_str().unwrap();
+    assert!(said.contains("have it run by `systemd-run`"), "{said}");
+    assert_eq!(machine.ok("dpkg --audit").await, "");
+    let status = "dpkg-query --show --showformat '${db:Status-Status}' nexus-agent";
+    assert_eq!(machine.ok(status).await, "installed");
+    assert_eq!(machine.show(AGENT, "ActiveState").await, "active");
 }
 
 async fn says_farewell_and_can_come_back(scene: &Scene) {
