@@ -47,7 +47,10 @@ fail() {
 
 # One version of each, so that the same sources make the same packages.
 tool() {
-    cargo install --list | grep -qx "$1 v$2:" || cargo install --locked --quiet "$1@$2"
+    ! grep -qx "$1 v$2:" <<<"$(cargo install --list)" || return 0
+    # Used once or twice: what it takes to make them faster takes longer than they do.
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        cargo install --locked --quiet "$1@$2"
 }
 
 build_programs() {
@@ -154,6 +157,7 @@ stage() {
             esac
         done
     done < <(sed 's/#.*//' packaging/files)
+    own_folders "$stage"
     sed -i "s/@LIBRARIES@/$(libraries_of "$stage")/" "$stage/Cargo.toml"
     [ -e "packaging/scripts/$package" ] || return 0
     for file in deb/postinst deb/prerm deb/postrm rpm/post rpm/preun rpm/postun; do
@@ -161,6 +165,24 @@ stage() {
             if [ "${file%/*}" = deb ]; then printf '#!/bin/sh\nset -e\n'; fi
             cat "packaging/scripts/$package" "packaging/scripts/${file/\//-}"
         } >"$stage/$file"
+    done
+}
+
+# Dpkg removes what is empty by then; rpm, only folders of which it was told. Those that no distribution has are ours, in each
+# package that has files in them. The tool knows no folders, but the mode of one.
+own_folders() {
+    local folder
+    : >"$1/folder"
+    find "$1/root" -type d -printf '%P\n' | grep -E '^(etc/.|usr/share/doc/.|usr/share/lintian)' | sort | while read -r folder; do
+        cat >>"$1/Cargo.toml" <<END
+
+[[package.metadata.generate-rpm.assets]]
+source = "folder"
+dest = "/$folder"
+mode = "40755"
+user = "root"
+group = "root"
+END
     done
 }
 
@@ -196,6 +218,8 @@ main() {
         cargo generate-rpm --auto-req builtin --output "$dist/"
         cd - >/dev/null
     done
+    # What made them, for whoever would make them again.
+    { rustc --version --verbose && "${CC:-cc}" --version | sed -n 1p; } >"$dist/BUILT-WITH"
     (cd "$dist" && sha256sum -- *.deb *.rpm >SHA256SUMS)
 }
 

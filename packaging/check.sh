@@ -30,9 +30,10 @@ files_of_deb() {
     done) | sort -k4
 }
 files_of_rpm() {
+    # Its folders are those that it has to itself.
     rpm -qp --nosignature --queryformat \
         '[%{FILEMODES:perms} %{FILEUSERNAME}/%{FILEGROUPNAME} %{FILEDIGESTS} %{FILENAMES}\n]' "$1" \
-        | sed 's| root/root | 0/0 |; s|/zsh/site-functions/|/zsh/vendor-completions/|' | sort -k4
+        | sed '/^d/d; s| root/root | 0/0 |; s|/zsh/site-functions/|/zsh/vendor-completions/|' | sort -k4
 }
 
 step "deb and rpm hold the same"
@@ -70,7 +71,9 @@ rpmlint --config packaging/rpmlint.toml dist/*.rpm
 
 step "a Debian root"
 . /etc/os-release
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -1)
+# The distribution's own, and the one with all of it.
+mirror=${NEXUS_MIRROR:-$(sed -n '/security/d; p; q' <<<"$(apt-get indextargets --format '$(REPO_URI)' \
+    'Created-By: Packages' "Codename: $VERSION_CODENAME" 'Component: main')")}
 debootstrap --variant=minbase --include=systemd,init-system-helpers "$VERSION_CODENAME" "$root" "$mirror" >"$work/log" \
     || { tail -20 "$work/log" && fail "debootstrap"; }
 mount -t proc proc "$root/proc"
@@ -143,6 +146,7 @@ mv "$root"/tmp/*.rpm "$work/"
 diff "$work/before" <(everything) || fail "a purge left something behind"
 
 step "rpm does the same"
+everything >"$work/before"
 for package in nexus-agent nexus-collector; do
     rpm --root "$root" --nodeps --nosignature --install "$(rpm_of $package)"
     there /etc/systemd/system/multi-user.target.wants/$package.service
@@ -156,6 +160,10 @@ inside nexusctl version >/dev/null
 rpm --root "$root" --nodeps --erase nexus-agent nexus-collector
 gone /usr/bin/nexus-agent /usr/bin/nexusctl /etc/systemd/system/multi-user.target.wants/nexus-agent.service
 there /var/lib/nexus/collector
+# What is left is what the programs and their services made, rpm's own, and folders that distributions with rpm have.
+left=$(comm -13 "$work/before" <(everything) | grep -vE \
+    '^\./(var/lib/nexus|run/nexus|etc/systemd|root/\.rpmdb|usr/share/fish|usr/share/zsh/site-functions)(/|$)' || true)
+[ -z "$left" ] || fail "left behind: $left"
 
 step "a signed repository"
 export GNUPGHOME=$work/gnupg

@@ -99,7 +99,10 @@ fn file_in_spec(line: &str) -> String {
         "" => "",
         other => panic!("{path} is {other}"),
     };
-    let permissions = mode.strip_prefix("100").unwrap();
+    let (kind, permissions) = match mode.strip_prefix("40") {
+        Some(permissions) => ("%dir ", permissions),
+        None => (kind, mode.strip_prefix("100").unwrap()),
+    };
     format!("{kind}%attr({permissions}, root, root) \"{path}\"\n")
 }
 
