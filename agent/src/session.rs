@@ -1,7 +1,8 @@
 //! The agent's side of a session: reach a collector, say Hello, send what the spool holds, take jobs.
 //!
 //! There is one session at a time; it ends when its connection does, or when a successor took over
-//! (`successor`): with a renewed certificate, by a better way, or by the one that new settings say. Between two sessions lies a wait with full jitter, plus what the collector asked for.
+//! (`successor`): with a renewed certificate, by a better way, or by the one that new settings say. Between two
+//! sessions lies a wait with full jitter, plus what the collector asked for.
 //! Nothing is kept here: what was not acked is read from the spool again.
 
 mod open;
