@@ -27,7 +27,7 @@ const TRUST_DOMAIN: &str = "demo.nexus";
 /// An open demo folder; no other demo can open it meanwhile.
 pub(super) struct Folder {
     pub(super) dir: PathBuf,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// Where the collector is reached. `agents` is `host:port`, the others are URLs.
@@ -66,6 +66,18 @@ fn bare(url: &str) -> &str {
         .trim_end_matches('/')
 }
 
+/// Let go of in so many words: a program that is just being started holds every file of this one for a moment, and with a
+/// file its lock.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Who has the file no more has no lock either.
+        let _unlocked = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock);
+    }
+}
+
 impl Folder {
     /// Makes the folder if need be, and keeps other demos out of it.
     pub(super) fn open(dir: PathBuf) -> Outcome<Self> {
@@ -96,7 +108,10 @@ impl Folder {
         lock.set_len(0)
             .and_then(|()| write!(lock, "{}", std::process::id()))
             .doing(what)?;
-        Ok(Self { dir, _lock: lock })
+        Ok(Self {
+            dir,
+            _lock: Lock(lock),
+        })
     }
 
     pub(super) fn client_toml(&self) -> PathBuf {
